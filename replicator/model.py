@@ -1,0 +1,119 @@
+"""The values everything else speaks in: offsets, ranges, versions, batches, checkpoints.
+
+Frozen, without I/O. Two kinds of position, two words: an *entry id* is Redis's, an *offset* is ours.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NewType
+
+import pyarrow as pa
+from attrs import field, frozen
+from attrs.validators import ge, gt
+
+Offset = NewType("Offset", int)
+"""A change's place in our log: 1, 2, 3 … without gaps. 0 stands before the first."""
+
+EntryId = NewType("EntryId", str)
+"""Redis's name for an entry, ``<milliseconds>-<sequence>``."""
+
+TIMELINE_SHIFT = 48
+OFFSET_MAX = (1 << TIMELINE_SHIFT) - 1
+NO_ENTRY = EntryId("0-0")
+GENERIC_LANE = "change_log"
+"""The delivery lane, and the ClickHouse table, of changes whose table is not declared."""
+
+
+class Op(StrEnum):
+    """What a change did to its key."""
+
+    CREATE = "c"
+    UPDATE = "u"
+    DELETE = "d"
+    SNAPSHOT = "r"
+
+
+def version_of(timeline: int, offset: int) -> int:
+    """The number that alone decides which row is newer: ``timeline << 48 | offset``."""
+    return timeline << TIMELINE_SHIFT | offset
+
+
+def entry_order(entry_id: str) -> tuple[int, int]:
+    """An entry id as something that sorts as Redis sorts it."""
+    milliseconds, _, sequence = entry_id.partition("-")
+    return int(milliseconds), int(sequence or 0)
+
+
+@frozen(kw_only=True)
+class OffsetRange:
+    """Offsets ``first..last``, both inclusive."""
+
+    first: int = field(validator=ge(1))
+    last: int = field(validator=ge(1))
+
+    def __attrs_post_init__(self) -> None:
+        if self.last < self.first:
+            raise ValueError(f"range {self.first}..{self.last} ends before it begins")
+
+    def __str__(self) -> str:
+        return f"{self.first}..{self.last}"
+
+    def __len__(self) -> int:
+        return self.last - self.first + 1
+
+
+@frozen(kw_only=True)
+class BatchLimits:
+    """A batch is cut at whichever limit it meets first."""
+
+    rows_max: int = field(validator=gt(0))
+    age_seconds_max: float = field(validator=ge(0))
+
+
+@frozen(kw_only=True)
+class Checksum:
+    """Count, wrapping sum and xor of the 64-bit hashes of a set of rows: equal sets, equal values, in any order."""
+
+    rows: int
+    sum: int
+    xor: int
+
+    def __str__(self) -> str:
+        return f"{self.rows}:{self.sum:016x}:{self.xor:016x}"
+
+    @classmethod
+    def parse(cls, text: str) -> Checksum:
+        rows, total, xor = text.split(":")
+        return cls(rows=int(rows), sum=int(total, 16), xor=int(xor, 16))
+
+
+CHANGE_SCHEMA = pa.schema(
+    [
+        ("table_name", pa.string()),
+        ("op", pa.string()),
+        ("key", pa.string()),
+        ("payload", pa.string()),
+        ("schema_version", pa.int32()),
+        ("producer_schema", pa.string()),
+        ("event_id", pa.string()),
+        ("event_at", pa.timestamp("us")),
+        ("stream", pa.string()),
+        ("stream_epoch", pa.int32()),
+        ("entry_id", pa.string()),
+        ("entry_row", pa.int32()),
+    ]
+)
+"""Decoded changes, columnar, in the order they were read. Instants are UTC without a zone."""
+
+REJECTION_SCHEMA = pa.schema(
+    [
+        ("stream", pa.string()),
+        ("stream_epoch", pa.int32()),
+        ("entry_id", pa.string()),
+        ("entry_row", pa.int32()),
+        ("raw", pa.binary()),
+        ("reason", pa.string()),
+    ]
+)
+"""What could not be logged. ``raw`` holds the entry's field names and values in turn as netstrings: see decode.pack_raw."""
