@@ -94,12 +94,12 @@ create table stream_gaps (
 );
 
 create table operator_actions (
-    id      bigint    not null default nextval('operator_actions_id'),
-    at      timestamp not null,
-    actor   varchar   not null,
-    action  varchar   not null,
-    subject varchar,
-    effect  varchar
+    id       bigint    not null default nextval('operator_actions_id'),
+    asked_at timestamp not null,
+    actor    varchar   not null,
+    action   varchar   not null,
+    subject  varchar,
+    effect   varchar
 );
 
 create table table_schemas (

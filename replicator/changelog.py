@@ -1,0 +1,108 @@
+"""The append-only change log: append and read by offset.
+
+Guarantees: offsets are handed out by the one writer inside the transaction that stores the changes, together
+with the streams' positions and the rejected entries; nothing burns an offset. Never updates a logged change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+import numpy as np
+import pyarrow as pa
+from attrs import define, field, frozen
+
+from replicator.database import Database, Session, now, statement
+from replicator.errors import LogCorrupt
+from replicator.model import NO_ENTRY, EntryId, OffsetRange, version_of
+
+
+@frozen(kw_only=True)
+class StreamPosition:
+    """How far a stream is logged. ``last_entry_row`` is None when the entry is logged whole."""
+
+    stream: str
+    stream_epoch: int = 1
+    last_entry_id: EntryId = NO_ENTRY
+    last_entry_row: int | None = None
+    entries_read: int = 0
+
+
+@frozen(kw_only=True)
+class Append:
+    """What one transaction stores: changes and rejections in the order read, and where the streams stand then."""
+
+    changes: pa.Table
+    rejections: pa.Table
+    positions: tuple[StreamPosition, ...]
+
+
+@define
+class ChangeLog:
+    """The log's writer and reader. One thread appends; any thread may read with a session of its own."""
+
+    database: Database
+    timeline: int
+    head: int = field(default=0)
+    """The last offset that is durable."""
+
+    @classmethod
+    def open(cls, database: Database) -> ChangeLog:
+        """Attach to the file's log. Raises LogCorrupt when its offsets have a hole at the end."""
+        session = database.session()
+        timeline, head, rows, tail_first = session.row(statement("changelog/ends")) or (1, 0, 0, 0)
+        session.close()
+        if head and rows != head - tail_first + 1:
+            raise LogCorrupt(
+                f"the log holds {rows} changes in offsets {tail_first}..{head}",
+                hint="keep the file and rebuild it with `replicator restore`",
+            )
+        return cls(database=database, timeline=int(timeline), head=int(head))
+
+    def append(self, session: Session, append: Append, *, logged_at: datetime | None = None) -> OffsetRange | None:
+        """Store changes, rejections and positions in one durable transaction.
+
+        Returns the offsets given, None when there were no changes. On any error nothing was stored.
+        """
+        rows = append.changes.num_rows
+        at = logged_at or now()
+        with session.transaction():
+            if rows:
+                with session.relation(new_changes=self._numbered(append.changes)):
+                    session.execute(statement("changelog/append"), {"base": version_of(self.timeline, 0), "logged_at": at})
+            if append.rejections.num_rows:
+                with session.relation(new_rejections=append.rejections):
+                    session.execute(statement("changelog/reject"), {"rejected_at": at})
+            store_positions(session, append.positions, at)
+        if not rows:
+            return None
+        self.head += rows
+        return OffsetRange(first=self.head - rows + 1, last=self.head)
+
+    def _numbered(self, changes: pa.Table) -> pa.Table:
+        offsets = np.arange(self.head + 1, self.head + 1 + changes.num_rows, dtype=np.int64)
+        return changes.append_column("log_offset", pa.array(offsets))
+
+    def positions(self, session: Session) -> dict[str, StreamPosition]:
+        """Where every stream stands."""
+        return {row[0]: _position(row) for row in session.rows(statement("changelog/positions"))}
+
+
+def store_positions(session: Session, positions: Iterable[StreamPosition], at: datetime) -> None:
+    """Replace the positions of these streams. Call inside a transaction."""
+    for p in positions:
+        session.execute("delete from stream_positions where stream = ?", [p.stream])
+        row = [p.stream, p.stream_epoch, p.last_entry_id, p.last_entry_row, p.entries_read, at]
+        session.execute("insert into stream_positions values (?, ?, ?, ?, ?, ?)", row)
+
+
+def _position(row: tuple[str, int, str, int | None, int]) -> StreamPosition:
+    stream, epoch, entry_id, entry_row, read = row
+    return StreamPosition(
+        stream=stream,
+        stream_epoch=epoch,
+        last_entry_id=EntryId(entry_id),
+        last_entry_row=entry_row,
+        entries_read=read,
+    )
