@@ -1,0 +1,118 @@
+"""An engine's life is tied to its parent's by a pipe: when the pipe closes, the engine stops.
+
+Guarantees that a started engine never outlives the process that started it, even when that process is killed with -9,
+on Linux and macOS alike: the kernel closes the pipe whatever ends the parent. Imported, it starts children; run as a
+script (``python -I -S lifeline.py command …``) it is the small process between the parent and an engine that knows
+nothing of pipes. It must import nothing beyond the standard library, and never writes to the pipe's reading side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+STOP_SECONDS = 10.0
+"""How long an engine may take to stop in order before it is killed."""
+
+TAIL_CHARACTERS = 2000
+
+
+def on_parent_death(action: Callable[[], None]) -> None:
+    """Call ``action`` in a thread of its own once the parent's end of our standard input is closed."""
+
+    def wait() -> None:
+        while os.read(0, 4096):
+            pass
+        action()
+
+    threading.Thread(target=wait, name="lifeline", daemon=True).start()
+
+
+def spawn(command: Sequence[str], *, output: Path, pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+    """Start ``command`` with the lifeline as its standard input and its errors appended to ``output``.
+
+    In a session of its own, so that Ctrl-C reaches the parent only and the parent decides when the engine stops.
+    """
+    with output.open("ab") as errors:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            pass_fds=pass_fds,
+            start_new_session=True,
+        )
+
+
+def supervised(command: Sequence[str], *, output: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """Start ``command`` under a supervising process; return that process and the pid of the engine itself."""
+    script = [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(output), *command]
+    supervisor = spawn(script, output=output)
+    assert supervisor.stdout is not None
+    line = supervisor.stdout.readline()
+    if not line:
+        release(supervisor)
+        return supervisor, 0
+    return supervisor, int(line)
+
+
+def release(child: subprocess.Popen[bytes], *, seconds: float = STOP_SECONDS + 5) -> None:
+    """Let go of the lifeline and wait until the child has stopped; kill it when it takes too long."""
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+    try:
+        child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def tail(path: Path) -> str:
+    """The last lines an engine wrote, for an error message."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")[-TAIL_CHARACTERS:].strip()
+    except OSError:
+        return ""
+
+
+def _die_with_parent() -> None:
+    """Linux only, in the engine before exec: a supervisor killed with -9 takes the engine along."""
+    import ctypes  # noqa: PLC0415 - only where the supervisor runs on Linux
+
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _supervise(output: str, command: Sequence[str]) -> int:
+    """Run ``command`` until it ends or the parent dies; print its pid first."""
+    with Path(output).open("ab") as log:
+        engine = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - no thread runs yet
+        )
+
+    def stop() -> None:
+        engine.terminate()
+        try:
+            engine.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            engine.kill()
+
+    signal.signal(signal.SIGTERM, lambda *_: engine.terminate())
+    print(engine.pid, flush=True)  # noqa: T201 - the parent reads this line
+    on_parent_death(stop)
+    return engine.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(_supervise(sys.argv[1], sys.argv[2:]))

