@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from attrs import field, frozen
 
-from replicator.canonical import json_objects, json_texts
+from replicator.payload import json_objects, json_texts
 from replicator.decode_arrow import ArrowEntries, decode_arrow
 from replicator.decode_parts import EMPTY_CHANGES, RAW_CHANGE_SCHEMA, Rejections, parse_times
 from replicator.decode_parts import text_column as text

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from attrs import frozen
 
-from replicator.canonical import table_json
+from replicator.payload import table_json
 from replicator.decode_parts import EMPTY_CHANGES, RAW_CHANGE_SCHEMA, Rejections, pack_row, parse_times, text_column
 
 if TYPE_CHECKING:
