@@ -1,323 +1,191 @@
-"""Values and Arrow columns as text: one canonical JSON for a payload, one plain text for a key or a flat field.
+"""Payloads as canonical JSON, from columns and from what producers sent. Pure.
 
-Guarantees that no digit is lost: decimals and integers beyond 2^53 become strings, binary base64, NaN and the
-infinities strings, instants ISO 8601 in UTC with every digit they have. What has no exact text (a naive datetime,
-a set, a lone surrogate) is a ``UsageError`` that names the field and the value.
-Must never guess, round or replace a value; has no I/O and no clock.
+Guarantees: no digit is lost (decimals and integers beyond 2^53 become strings, binary base64, NaN and infinities
+strings, instants ISO 8601 with every digit they have), and what comes out is JSON by RFC 8259.
 """
 
 from __future__ import annotations
 
-import datetime as dt
+import base64
 import json
 import math
-from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping
+from datetime import date, datetime, time
 from decimal import Decimal
-from json.encoder import encode_basestring
 from typing import Any
-from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.types as pt
 
-from replicator.errors import UsageError
-
-EXACT_INTEGER_MAX = 2**53
-"""The largest integer that every JSON reader keeps, doubles included."""
-
-_EXPONENT_MAX = 100
-_dump = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
+INTEGER_EXACT_MAX = 1 << 53
+"""Beyond it a reader that parses numbers as doubles (JavaScript, jq) loses digits."""
 
 
-def refusal(path: str, value: object, problem: str, hint: str) -> UsageError:
-    """The error for a value that has no exact text; the value is shortened, its field is named."""
-    try:
-        shown = repr(value)
-    except Exception:  # a broken __repr__, or an integer too long to print, must not hide the refusal
-        shown = f"<{type(value).__name__}>"
-    return UsageError(f"{path}: {shown if len(shown) <= 80 else shown[:77] + '...'} {problem}", hint=hint)
+def json_objects(members: Mapping[str, pa.Array], rows: int) -> pa.Array:
+    """One JSON object per row from columns of JSON text, in the given order. A null member is JSON null."""
+    if not members:
+        return pa.repeat("{}", rows)
+    pieces: list[Any] = []
+    for place, (name, values) in enumerate(members.items()):
+        pieces += [pa.scalar(("," if place else "{") + json_text(name) + ":"), pc.fill_null(values, "null")]
+    return pc.binary_join_element_wise(*pieces, pa.scalar("}"), "")
 
 
-def canonical_object(row: Mapping[str, Any], where: str) -> bytes:
-    """A row as one canonical JSON object in UTF-8; ``where`` names it in errors."""
-    try:
-        return _dump(_object(row, where)).encode()
-    except UnicodeEncodeError:
-        raise _surrogate(row, where) from None
-    except RecursionError:
-        raise UsageError(f"{where}: nested too deeply, or within itself", hint="flatten the value") from None
+def json_text(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
-def plain_value(value: object, path: str) -> str:
-    """One value as plain text, for a key or a flat field: strings as they are, anything nested as JSON."""
-    try:
-        ready = ready_value(value, path)
-        text = ready if isinstance(ready, str) else _dump(ready)
-        text.encode()
-    except UnicodeEncodeError:
-        raise _surrogate(value, path) from None
-    except RecursionError:
-        raise UsageError(f"{path}: nested too deeply, or within itself", hint="flatten the value") from None
-    return text
+def json_texts(values: pa.Array) -> pa.Array:
+    """Texts as JSON string literals. Only those that hold a quote, a backslash or a control are touched singly."""
+    quoted = _quoted(values)
+    special = pc.fill_null(pc.match_substring_regex(values, r'["\\\x00-\x1f]'), False)
+    if pc.any(special).as_py():
+        escaped = pa.array([json_text(value) for value in values.filter(special).to_pylist()], quoted.type)
+        quoted = pc.replace_with_mask(quoted, special, escaped)
+    return quoted
 
 
-def key_text(values: Sequence[object], path: str) -> str:
-    """A key as design §3 writes it: one column as its text, several as a JSON array."""
-    if not values or any(value is None for value in values):
-        raise refusal(path, list(values), "is no key", "a key has at least one column and none of them is null")
-    if len(values) == 1:
-        return plain_value(values[0], path)
-    return plain_value(list(values), path)
+def table_json(table: pa.Table) -> pa.Array:
+    """Each row of an Arrow table as canonical JSON. Raises ValueError for a type that JSON cannot carry exactly."""
+    members = {name: column_json(table[name].combine_chunks(), name) for name in table.column_names}
+    return json_objects(members, table.num_rows)
 
 
-def ready_value(value: Any, path: str) -> Any:
-    """The value as ``json`` may write it without loss."""
-    kind = type(value)
-    if kind is str or kind is bool or value is None or (kind is float and math.isfinite(value)):
-        return value
-    if kind is int:
-        return value if -EXACT_INTEGER_MAX <= value <= EXACT_INTEGER_MAX else _long_integer(value, path)
-    if kind is dict:
-        return _object(value, path)
-    if kind is list:
-        return [ready_value(item, f"{path}[{position}]") for position, item in enumerate(value)]
-    for base, convert in _CONVERSIONS:
-        if isinstance(value, base):
-            return convert(value, path)
-    if hasattr(value, "dtype") and hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
-        return _numpy_scalar(value, path)
-    raise refusal(path, value, f"of type {kind.__name__} cannot be sent", "convert it to a plain value first")
-
-
-def _object(row: Mapping[str, Any], path: str) -> dict[str, Any]:
-    for name in row:
-        if not isinstance(name, str):
-            raise refusal(path, name, "is a field name that is not text", "name fields with strings")
-    return {name: ready_value(value, f"{path}.{name}") for name, value in row.items()}
-
-
-def _long_integer(value: int, path: str) -> str:
-    try:
-        return str(value)
-    except ValueError:
-        raise UsageError(
-            f"{path}: an integer of {value.bit_length()} bits is too long", hint="send it as text"
-        ) from None
-
-
-def _float(value: float, path: str) -> float | str:  # noqa: ARG001 - the table's signature
-    number = float(value)
-    if math.isfinite(number):
-        return number
-    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
-
-
-def _decimal(value: Decimal, path: str) -> str:
-    if value.is_snan():
-        raise refusal(path, value, "is a signalling NaN", "send NaN or null")
-    exponent = value.as_tuple().exponent
-    if isinstance(exponent, int):
-        return format(value, "f") if abs(exponent) <= _EXPONENT_MAX else str(value)
-    return _float(float(value), path)  # type: ignore[return-value]
-
-
-def _datetime(value: dt.datetime, path: str) -> str:
-    if value.tzinfo is None or value.utcoffset() is None:
-        raise refusal(path, value, "has no time zone", "give an aware datetime, such as datetime.now(UTC)")
-    return value.astimezone(dt.UTC).isoformat().replace("+00:00", "Z")
-
-
-def _numpy_scalar(value: Any, path: str) -> Any:
-    plain = value.item()
-    if type(plain) is type(value) or "datetime" in str(value.dtype) or "timedelta" in str(value.dtype):
-        raise refusal(path, value, "has no time zone or unit that is sure", "give an aware datetime, or its text")
-    return ready_value(plain, path)
-
-
-def _array(value: Sequence[Any], path: str) -> list[Any]:
-    return [ready_value(item, f"{path}[{position}]") for position, item in enumerate(value)]
-
-
-_CONVERSIONS: tuple[tuple[Any, Callable[[Any, str], Any]], ...] = (
-    (Decimal, _decimal),
-    (dt.datetime, _datetime),
-    ((dt.date, dt.time), lambda value, _: value.isoformat()),
-    (UUID, lambda value, _: str(value)),
-    ((bytes, bytearray, memoryview), lambda value, _: b64encode(value).decode()),
-    (float, _float),
-    (str, lambda value, _: str.__str__(value)),
-    (int, lambda value, path: ready_value(int(value), path)),
-    (Mapping, _object),
-    ((list, tuple), _array),
-)
-
-
-def _surrogate(value: object, path: str) -> UsageError:
-    """Finds the text that UTF-8 cannot hold, so that the error can name it."""
-    found = next(_surrogates(value, path), (path, value))
-    return refusal(*found, "holds a lone surrogate, which UTF-8 cannot hold", "repair the text, or send it as bytes")
-
-
-def _surrogates(value: object, path: str) -> Any:
-    if isinstance(value, str):
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            yield path, value
-    elif isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _surrogates(name, path)
-            yield from _surrogates(item, f"{path}.{name}")
-    elif isinstance(value, list | tuple):
-        for position, item in enumerate(value):
-            yield from _surrogates(item, f"{path}[{position}]")
-
-
-# ── Arrow columns ──
-
-
-def json_objects(columns: Mapping[str, pa.Array], rows: int) -> pa.Array:
-    """Columns as one canonical JSON object per row; a null is written as null."""
-    if not columns:
-        return pa.repeat(pa.scalar("{}"), rows)
-    parts: list[Any] = []
-    for name, column in columns.items():
-        parts += [("," if parts else "{") + _dump(name) + ":", json_column(column, name)]
-    return pc.binary_join_element_wise(*parts, "}", "")
-
-
-def key_column(columns: Mapping[str, pa.Array], names: Sequence[str]) -> pa.Array:
-    """The key of each row from its key columns; null where one of them is null."""
-    if len(names) == 1:
-        return plain_column(columns[names[0]], names[0])
-    parts: list[Any] = []
-    for name in names:
-        text = json_column(columns[name], name)
-        parts += ["," if parts else "[", pc.if_else(columns[name].is_valid(), text, None)]
-    return pc.binary_join_element_wise(*parts, "]", "")
-
-
-def plain_column(column: pa.Array, name: str) -> pa.Array:
-    """A column as plain text, nulls kept: what a flat field or a key holds."""
-    column = _unwrapped(column)
-    kind = column.type
-    if isinstance(kind, pa.JsonType):
-        text = column.storage.cast(pa.string())
-    elif pt.is_floating(kind):
-        text = _float_column(column)
-    elif pt.is_decimal(kind):
-        text = _decimal_column(column)
-    elif pt.is_timestamp(kind):
-        utc = column.cast(pa.timestamp(kind.unit, "UTC")) if kind.tz else column
-        text = pc.replace_substring(utc.cast(pa.string()), " ", "T")
-    elif _is_binary(kind):
-        text = _texts_of(column, lambda value: b64encode(value).decode())
-    elif isinstance(kind, pa.UuidType):
-        text = _texts_of(column, str)
-    elif pt.is_nested(kind) or pt.is_duration(kind) or isinstance(kind, pa.BaseExtensionType):
-        text = pc.if_else(column.is_valid(), json_column(column, name), None)
+def column_json(values: pa.Array, name: str) -> pa.Array:
+    """One column as JSON texts, nulls kept as nulls."""
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        texts = column_json(values.dictionary_decode(), name)
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        texts = json_texts(values.cast(pa.string()))
+    elif pa.types.is_boolean(kind):
+        texts = pc.if_else(values, "true", "false")
+    elif pa.types.is_integer(kind):
+        texts = _integers(values)
+    elif pa.types.is_decimal(kind):
+        texts = _quoted(_plain_decimals(values))
+    elif pa.types.is_timestamp(kind):
+        texts = _quoted(_timestamps(values))
+    elif pa.types.is_date32(kind):
+        texts = _quoted(values.cast(pa.string()))
     else:
-        text = column.cast(pa.string())
-    return text
+        texts = pa.array([None if v is None else _any_json(v, name) for v in values.to_pylist()], pa.string())
+    return texts
 
 
-def json_column(column: pa.Array, name: str) -> pa.Array:
-    """A column as JSON text, one value per row, null as ``null``."""
-    column = _unwrapped(column)
-    kind = column.type
-    if pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind):
-        text = _quoted(column.cast(pa.string()))
-    elif pt.is_integer(kind):
-        text = _exact_integers(column)
-    elif pt.is_floating(kind):
-        plain = _float_column(column)
-        text = pc.if_else(pc.is_finite(column), plain, _in_quotes(plain))
-    elif pt.is_boolean(kind) or pt.is_null(kind) or isinstance(kind, pa.JsonType):
-        text = plain_column(column, name)
-    elif pt.is_struct(kind):
-        text = json_objects(dict(zip([field.name for field in kind], column.flatten(), strict=True)), len(column))
-    elif pt.is_map(kind):
-        text = _map_column(column, name)
-    elif pt.is_list(kind) or pt.is_large_list(kind) or pt.is_fixed_size_list(kind):
-        text = _list_column(column, name)
-    elif pt.is_decimal(kind) or _is_clock(kind) or _is_binary(kind) or isinstance(kind, pa.UuidType):
-        text = _in_quotes(plain_column(column, name))
-    else:
-        raise UsageError(f"column {name}: the Arrow type {kind} has no canonical text", hint="cast the column first")
-    return pc.if_else(column.is_valid(), text, "null").fill_null("null")
+def _quoted(texts: pa.Array) -> pa.Array:
+    return pc.binary_join_element_wise(pa.scalar('"'), texts, pa.scalar('"'), "")
 
 
-def _unwrapped(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """One plain chunk: dictionaries and runs decoded."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    if pt.is_dictionary(column.type):
-        return column.dictionary_decode()
-    if pt.is_run_end_encoded(column.type):
-        return pc.run_end_decode(column)
-    return column
+def _integers(values: pa.Array) -> pa.Array:
+    texts = values.cast(pa.string())
+    if values.type.bit_width < 64 or len(values) == values.null_count:
+        return texts
+    bounds = pc.min_max(values)
+    if bounds["min"].as_py() >= -INTEGER_EXACT_MAX and bounds["max"].as_py() <= INTEGER_EXACT_MAX:
+        return texts
+    wide = pc.greater(values, pa.scalar(INTEGER_EXACT_MAX, values.type))
+    if bounds["min"].as_py() < 0:
+        wide = pc.or_(wide, pc.less(values, pa.scalar(-INTEGER_EXACT_MAX, values.type)))
+    return pc.if_else(wide, _quoted(texts), texts)
 
 
-def _is_binary(kind: pa.DataType) -> bool:
-    return pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_fixed_size_binary(kind) or pt.is_binary_view(kind)
+def _plain_decimals(values: pa.Array) -> pa.Array:
+    """Decimals as digits. Arrow writes small ones with an exponent (0E-6): those are rewritten singly."""
+    texts = values.cast(pa.string())
+    exponent = pc.fill_null(pc.match_substring(texts, "E"), False)
+    if pc.any(exponent).as_py():
+        plain = pa.array([format(value, "f") for value in values.filter(exponent).to_pylist()], pa.string())
+        texts = pc.replace_with_mask(texts, exponent, plain)
+    return texts
 
 
-def _is_clock(kind: pa.DataType) -> bool:
-    return pt.is_date(kind) or pt.is_time(kind) or pt.is_timestamp(kind)
+def _timestamps(values: pa.Array) -> pa.Array:
+    """ISO 8601 with as many decimals as the unit has; with Z where the type has a zone."""
+    plain = values.cast(pa.timestamp(values.type.unit)) if values.type.tz else values
+    texts = pc.strftime(plain, format="%Y-%m-%dT%H:%M:%S")
+    return pc.binary_join_element_wise(texts, "Z", "") if values.type.tz else texts
 
 
-def _texts_of(column: pa.Array, text: Callable[[Any], str]) -> pa.Array:
-    return pa.array([None if value is None else text(value) for value in column.to_pylist()], pa.string())
+def _any_json(value: Any, name: str) -> str:
+    try:
+        return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except TypeError as error:
+        raise ValueError(f"column {name!r}: {error}") from None
 
 
-def _in_quotes(text: pa.Array) -> pa.Array:
-    return pc.binary_join_element_wise('"', text, '"', "")
+def _plain(value: Any) -> Any:  # noqa: PLR0911 - one line per kind of value
+    """A Python value as something that JSON carries without loss."""
+    match value:
+        case None | bool() | str():
+            return value
+        case int():
+            return value if abs(value) <= INTEGER_EXACT_MAX else str(value)
+        case float():
+            return value if math.isfinite(value) else float_text(value)
+        case Decimal():
+            return format(value, "f")
+        case bytes():
+            return base64.b64encode(value).decode()
+        case datetime() | date() | time():
+            return value.isoformat()
+        case dict():
+            return {str(k): _plain(v) for k, v in value.items()}
+        case list() | tuple():
+            return [_plain(v) for v in value]
+    raise TypeError(f"{type(value).__name__} has no exact form in JSON")
 
 
-def _quoted(text: pa.Array) -> pa.Array:
-    """Texts as JSON strings; escaped one by one only where one of them needs it."""
-    if not pc.any(pc.match_substring_regex(text, '["\\\\\\x00-\\x1f]')).as_py():
-        return _in_quotes(text)
-    return _texts_of(text, encode_basestring)
+def float_text(value: float) -> str:
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
-def _exact_integers(column: pa.Array) -> pa.Array:
-    text = column.cast(pa.string())
-    if column.type.bit_width < 64:
-        return text
-    beyond = pc.greater(column, pa.scalar(EXACT_INTEGER_MAX, column.type))
-    if pt.is_signed_integer(column.type):
-        beyond = pc.or_(beyond, pc.less(column, -EXACT_INTEGER_MAX))
-    return pc.if_else(beyond, _in_quotes(text), text)
+def strict_json(payload: str) -> str:
+    """A payload that DuckDB let pass, as RFC 8259 has it, long numbers as strings.
+
+    Raises ValueError with the reason when it is no JSON object.
+    """
+    try:
+        parsed = json.loads(payload, parse_int=_Number, parse_float=_Number, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    if not isinstance(parsed, dict):
+        raise ValueError("is not a JSON object")
+    if not _LONG_NUMBER.search(payload):
+        return payload
+    return _write(json.loads(payload, parse_int=_Number, parse_float=_Number, object_pairs_hook=_Pairs))
 
 
-def _float_column(column: pa.Array) -> pa.Array:
-    column = column.cast(pa.float64())
-    infinite = pc.if_else(pc.greater(column, 0), "Infinity", "-Infinity")
-    text = pc.if_else(pc.is_inf(column), infinite, column.cast(pa.string()))
-    return pc.if_else(pc.is_nan(column), "NaN", text)
+_LONG_NUMBER = re.compile(r"[:\[,]\s*-?[0-9][0-9.eE+-]{15,}")
 
 
-def _decimal_column(column: pa.Array) -> pa.Array:
-    text = column.cast(pa.string())
-    if not pc.any(pc.match_substring(text, "E")).as_py():
-        return text
-    return _texts_of(text, lambda value: format(Decimal(value), "f"))
+class _Number(str):
+    """A number as its text."""
+
+    __slots__ = ()
 
 
-def _list_column(column: pa.Array, name: str) -> pa.Array:
-    if pt.is_fixed_size_list(column.type):
-        column = column.cast(pa.list_(column.type.value_field))
-    joined = _joined(column.offsets, json_column(column.values, name))
-    return pc.binary_join_element_wise("[", joined, "]", "")
+class _Pairs(list[tuple[str, Any]]):
+    """An object as its members in order, duplicates and all."""
 
 
-def _map_column(column: pa.Array, name: str) -> pa.Array:
-    names = _quoted(plain_column(column.keys, name))
-    pairs = pc.binary_join_element_wise(names, json_column(column.items, name), ":")
-    return pc.binary_join_element_wise("{", _joined(column.offsets, pairs), "}", "")
+def _refuse(constant: str) -> None:
+    raise ValueError(f"holds {constant}, which is not JSON: send it as a string")
 
 
-def _joined(offsets: pa.Array, texts: pa.Array) -> pa.Array:
-    lists = pa.LargeListArray.from_arrays(offsets.cast(pa.int64()), texts)
-    return pc.binary_join(lists.cast(pa.list_(pa.string())), ",")
+def _write(value: Any) -> str:
+    if isinstance(value, _Pairs):
+        return "{" + ",".join(f"{json_text(k)}:{_write(v)}" for k, v in value) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_write, value)) + "]"
+    if isinstance(value, _Number):
+        return str(value) if _fits_a_double(value) else f'"{value}"'
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _fits_a_double(number: str) -> bool:
+    if number.lstrip("-").isdigit():
+        return len(number) <= 15 or abs(int(number)) <= INTEGER_EXACT_MAX
+    digits = re.sub(r"[eE].*|[-.]", "", number).strip("0")
+    return len(digits) <= 15 and math.isfinite(float(number))
