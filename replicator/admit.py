@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from attrs import define, frozen
 
-from replicator.payload import strict_json
 from replicator.database import Session, statement
 from replicator.decode import Decoded
 from replicator.decode_parts import pack_row, rejection_table
+from replicator.payload import strict_json
 
 
 @frozen(kw_only=True)
@@ -54,7 +54,11 @@ def _settle(decoded: Decoded, suspects: Mapping[int, str | None]) -> Admitted:
         try:
             mended[row] = strict_json(changes["payload"][row].as_py())
         except ValueError as error:
-            refused[row] = f"the payload {error}" if str(error).startswith(("is", "holds")) else f"the payload is not JSON: {error}"
+            refused[row] = (
+                f"the payload {error}"
+                if str(error).startswith(("is", "holds"))
+                else f"the payload is not JSON: {error}"
+            )
     changes = _replace_payloads(changes, mended)
     return Admitted(changes=without(changes, refused), rejections=with_rejections(decoded, refused))
 
@@ -81,7 +85,9 @@ def without(changes: pa.Table, refused: Mapping[int, str]) -> pa.Table:
 def with_rejections(decoded: Decoded, refused: Mapping[int, str]) -> pa.Table:
     """The read's rejections and those of the refused rows, in the order of reading."""
     rows = decoded.changes.take(pa.array(sorted(refused), pa.int64())).to_pylist()
-    shared = set(pc.unique(decoded.changes["entry_index"].filter(pc.greater(decoded.changes["entry_row"], 0))).to_pylist())
+    shared = set(
+        pc.unique(decoded.changes["entry_index"].filter(pc.greater(decoded.changes["entry_row"], 0))).to_pylist()
+    )
     found = []
     for row, reason in zip(rows, (refused[i] for i in sorted(refused)), strict=True):
         raw = pack_row(row) if row["entry_index"] in shared else None

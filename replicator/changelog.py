@@ -70,7 +70,9 @@ class ChangeLog:
         with session.transaction():
             if rows:
                 with session.relation(new_changes=self._numbered(append.changes)):
-                    session.execute(statement("changelog/append"), {"base": version_of(self.timeline, 0), "logged_at": at})
+                    session.execute(
+                        statement("changelog/append"), {"base": version_of(self.timeline, 0), "logged_at": at}
+                    )
             if append.rejections.num_rows:
                 with session.relation(new_rejections=append.rejections):
                     session.execute(statement("changelog/reject"), {"rejected_at": at})

@@ -29,7 +29,13 @@ def pack_raw(fields: Sequence[bytes] | None) -> bytes:
 
 def pack_row(row: Mapping[str, Any]) -> bytes:
     """One decoded change in the json encoding, for a row that was part of a larger entry."""
-    fields = {"data": row["payload"], "op": row["op"], "key": row["key"], "id": row["event_id"], "v": row["producer_schema"]}
+    fields = {
+        "data": row["payload"],
+        "op": row["op"],
+        "key": row["key"],
+        "id": row["event_id"],
+        "v": row["producer_schema"],
+    }
     fields |= {"table": row["table_name"], "ts": None if row["event_at"] is None else row["event_at"].isoformat()}
     return pack_raw([part.encode() for name, value in fields.items() if value is not None for part in (name, value)])
 

@@ -71,7 +71,9 @@ class RedisSource:
                 **credentials,
             )
         except ValueError as error:
-            raise SourceRefused(f"redis url: {error}", hint="set [redis] url or REDIS_URL, as redis://host:6379") from error
+            raise SourceRefused(
+                f"redis url: {error}", hint="set [redis] url or REDIS_URL, as redis://host:6379"
+            ) from error
 
     @property
     def group(self) -> str:
@@ -87,13 +89,17 @@ class RedisSource:
         """
         count, block = self._count, max(1, int(block_seconds * 1000))
         starts = {name: read_from(position) for name, position in positions.items()}
-        with self._translated():
-            connection = self._reading_connection()
-            connection.send_command(
-                "XREAD", "COUNT", count, "BLOCK", block, "STREAMS", *starts, *starts.values(), check_health=False
-            )
-            with collector_paused():
-                reply = connection.read_response(disable_decoding=True, timeout=block_seconds + self.options.timeout_seconds)
+        try:
+            with self._translated(), collector_paused():
+                connection = self._reading_connection()
+                connection.send_command(
+                    "XREAD", "COUNT", count, "BLOCK", block, "STREAMS", *starts, *starts.values(), check_health=False
+                )
+                patience = block_seconds + self.options.timeout_seconds
+                reply = connection.read_response(disable_decoding=True, timeout=patience)
+        except BaseException:
+            self.disconnect()
+            raise
         reads = [_stream_read(positions, name.decode(), entries) for name, entries in reply or ()]
         full = any(len(read.ids) >= count for read in reads)
         self._adapt_count(reads)
@@ -132,17 +138,27 @@ class RedisSource:
         with self._translated():
             pipe = self._client.pipeline(transaction=True)
             for p in positions:
-                pipe.execute_command("XGROUP", "SETID", p.stream, self.group, p.last_entry_id, "ENTRIESREAD", p.entries_read)
+                pipe.execute_command(
+                    "XGROUP", "SETID", p.stream, self.group, p.last_entry_id, "ENTRIESREAD", p.entries_read
+                )
             pipe.set(f"{self.group}:head", f"{timeline}:{head}")
             results = pipe.execute(raise_on_error=False)
-            missing = [p for p, result in zip(positions, results, strict=False) if isinstance(result, redis.ResponseError)]
+            missing = [
+                p for p, result in zip(positions, results, strict=False) if isinstance(result, redis.ResponseError)
+            ]
             for p in missing:
                 self._create_group(p)
 
     def _create_group(self, position: StreamPosition) -> None:
         try:
             self._client.execute_command(
-                "XGROUP", "CREATE", position.stream, self.group, position.last_entry_id, "ENTRIESREAD", position.entries_read
+                "XGROUP",
+                "CREATE",
+                position.stream,
+                self.group,
+                position.last_entry_id,
+                "ENTRIESREAD",
+                position.entries_read,
             )
         except redis.ResponseError as error:
             if "BUSYGROUP" not in str(error) and "requires the key" not in str(error):
@@ -198,7 +214,6 @@ class RedisSource:
         try:
             yield
         except (redis.RedisError, OSError, ValueError) as error:
-            self.disconnect()
             raise _translate(error, self.options.url) from error
 
 
@@ -246,14 +261,26 @@ def collector_paused() -> Iterator[None]:
 def _translate(error: Exception, url: str) -> ReplicatorError:
     text = str(error) or type(error).__name__
     where = _without_password(url)
-    if isinstance(error, redis.AuthenticationError | redis.AuthorizationError) or "NOAUTH" in text or "WRONGPASS" in text:
-        return SourceRefused(f"Redis at {where} refuses the login: {text}", hint="set [redis] username and password in secrets.toml")
+    if (
+        isinstance(error, redis.AuthenticationError | redis.AuthorizationError)
+        or "NOAUTH" in text
+        or "WRONGPASS" in text
+    ):
+        return SourceRefused(
+            f"Redis at {where} refuses the login: {text}", hint="set [redis] username and password in secrets.toml"
+        )
     if isinstance(error, redis.NoPermissionError) or "NOPERM" in text:
-        return SourceRefused(f"Redis at {where} forbids a command: {text}", hint="`replicator check` prints the ACL to give")
+        return SourceRefused(
+            f"Redis at {where} forbids a command: {text}", hint="`replicator check` prints the ACL to give"
+        )
     if "WRONGTYPE" in text:
-        return SourceRefused(f"Redis at {where}: {text}", hint="one of the configured streams is a key of another type: rename it")
+        return SourceRefused(
+            f"Redis at {where}: {text}", hint="one of the configured streams is a key of another type: rename it"
+        )
     if isinstance(error, redis.InvalidResponse | ValueError) or "Protocol error" in text:
-        return SourceUnavailable(f"what answers at {where} does not speak Redis: {text[:200]}", hint="check [redis] url")
+        return SourceUnavailable(
+            f"what answers at {where} does not speak Redis: {text[:200]}", hint="check [redis] url"
+        )
     return SourceUnavailable(f"Redis at {where} does not answer: {text[:300]}", hint="start it, or check [redis] url")
 
 

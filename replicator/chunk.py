@@ -1,0 +1,101 @@
+"""Admitted changes of one read, which can be cut anywhere and still know the stream's position. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from attrs import evolve, frozen
+
+from replicator.admit import Admitted
+from replicator.changelog import StreamPosition
+from replicator.decode import StreamRead
+from replicator.model import EntryId
+
+
+@frozen(kw_only=True)
+class Chunk:
+    """``changes`` and ``rejections`` carry ``entry_index``, the entry's place in ``ids``.
+
+    ``start`` is where the stream stood before the read, ``end`` where it stands when this chunk is logged.
+    ``more`` says that further entries were waiting when it was read.
+    """
+
+    ids: Sequence[bytes]
+    start: StreamPosition
+    end: StreamPosition
+    changes: pa.Table
+    rejections: pa.Table
+    more: bool
+
+    @classmethod
+    def of(cls, read: StreamRead, start: StreamPosition, admitted: Admitted, *, more: bool) -> Chunk:
+        end = evolve(
+            start,
+            last_entry_id=EntryId(read.ids[-1].decode()),
+            last_entry_row=None,
+            entries_read=start.entries_read + len(read.ids),
+        )
+        changes, rejections = admitted.changes, admitted.rejections
+        return cls(ids=read.ids, start=start, end=end, changes=changes, rejections=rejections, more=more)
+
+    @property
+    def rows(self) -> int:
+        return self.changes.num_rows
+
+    @property
+    def bytes(self) -> int:
+        """About how much memory it holds, in bytes."""
+        return self.changes.nbytes + self.rejections.nbytes
+
+    @property
+    def entries(self) -> int:
+        """Entries that are logged whole with this chunk and were not with the one before."""
+        return self.end.entries_read - self.start.entries_read
+
+    def cut(self, rows: int) -> tuple[Chunk, Chunk]:
+        """The first ``rows`` changes with the rejections before the next change, and the rest."""
+        assert 0 < rows < self.rows, f"cannot cut {self.rows} rows at {rows}"
+        last, following = _place(self.changes, rows - 1), _place(self.changes, rows)
+        partly = last[0] == following[0]
+        whole = following[0] - (0 if partly else 1)
+        middle = evolve(
+            self.end,
+            last_entry_id=EntryId(self.ids[last[0] if partly else whole].decode()),
+            last_entry_row=last[1] if partly else None,
+            entries_read=self.end.entries_read - len(self.ids) + (last[0] if partly else whole + 1),
+        )
+        before = _before(self.rejections, following)
+        head = evolve(
+            self, end=middle, changes=self.changes.slice(0, rows), rejections=self.rejections.filter(before), more=True
+        )
+        tail = evolve(
+            self, start=middle, changes=self.changes.slice(rows), rejections=self.rejections.filter(pc.invert(before))
+        )
+        return head, tail
+
+
+def _place(changes: pa.Table, row: int) -> tuple[int, int]:
+    return changes["entry_index"][row].as_py(), changes["entry_row"][row].as_py()
+
+
+def _before(rejections: pa.Table, place: tuple[int, int]) -> pa.ChunkedArray:
+    index, row = rejections["entry_index"], rejections["entry_row"]
+    same = pc.and_(pc.equal(index, place[0]), pc.less(row, place[1]))
+    return pc.or_(pc.less(index, place[0]), same)
+
+
+def gather(chunks: Sequence[Chunk], rows: int) -> tuple[list[Chunk], list[Chunk]]:
+    """The chunks that hold the first ``rows`` changes, the last of them cut if need be, and the rest."""
+    taken: list[Chunk] = []
+    for place, chunk in enumerate(chunks):
+        if chunk.rows <= rows:
+            taken.append(chunk)
+            rows -= chunk.rows
+            continue
+        if rows == 0:
+            return taken, list(chunks[place:])
+        head, tail = chunk.cut(rows)
+        return [*taken, head], [tail, *chunks[place + 1 :]]
+    return taken, []
