@@ -63,6 +63,11 @@ def plain_value(value: object, path: str) -> str:
     return text
 
 
+def canonical_value(value: object, path: str) -> str:
+    """One value as canonical JSON text."""
+    return canonical_object({"": value}, path)[4:-1].decode()
+
+
 def key_text(values: Sequence[object], path: str) -> str:
     """A key as design §3 writes it: one column as its text, several as a JSON array."""
     if not values or any(value is None for value in values):
