@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from replicator.embedded.ports import LOOPBACK, bound_socket
 from replicator.errors import ReplicatorError
 
 START_SECONDS = 60.0
+_PATTERN = re.compile(r"[*?{}]")
 
 
 @define(kw_only=True)
@@ -56,7 +58,8 @@ class ClickHouse:
             return self
         if importlib.util.find_spec("chdb") is None:
             raise ReplicatorError("the embedded ClickHouse is not installed", hint="pip install 'replicator[embedded]'")
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.stop()
+        self._make_directory()
         with bound_socket(self.port, engine="ClickHouse") as listening:
             self.port = int(listening.getsockname()[1])
             listening.listen(128)
@@ -107,6 +110,14 @@ class ClickHouse:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def _make_directory(self) -> None:
+        """Inserts pass through files here, whose names chDB takes for patterns."""
+        if _PATTERN.search(str(self.directory.resolve())):
+            raise ReplicatorError(
+                f"the embedded ClickHouse cannot live in {str(self.directory)!r}", hint="choose a path without * ? { }"
+            )
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def _hand_over(self, listening_fd: int) -> None:
         """What the front must know, by the lifeline's pipe: no secret shows in a process list."""

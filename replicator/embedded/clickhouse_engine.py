@@ -3,22 +3,37 @@
 A handle costs a fifth of a millisecond, so each query gets its own: its settings, database and read-only state are
 set on it and vanish with it, and queries run in parallel. Guarantees that a setting either reaches the engine or fails
 the query. It must never use ``Connection.send_insert``, which reports success and loses the rows when a constraint or
-a view fails (chdb 4.4), nor open a second path.
+a view fails (chdb 4.4), nor open a second path, nor take a ``config.xml`` that lies in the current directory.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
-import uuid
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
 import chdb
 from attrs import field, frozen
 
+from replicator.embedded.clickhouse_query_id import CARRIER, with_client_ids
+
 _ERROR_CODE = re.compile(r"Code: (\d+)\. DB::Exception: ")
 _SETTING_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
+_CONFIG = """<clickhouse>
+  <query_log>
+    <database>system</database>
+    <table>query_log</table>
+    <ttl>event_date + INTERVAL 3 DAY DELETE</ttl>
+  </query_log>
+</clickhouse>
+"""
+_DEFAULTS = {"log_queries": "1", "calculate_text_stack_trace": "0", "implicit_select": "0"}
+"""Where chDB departs from a server's defaults, and stack traces that nobody reads."""
+_READS = frozenset(
+    "SELECT WITH FROM SHOW DESCRIBE DESC EXISTS EXPLAIN CHECK KILL VALUES".split()  # noqa: SIM905 - a list of words
+)
 
 
 class EngineError(Exception):
@@ -38,12 +53,23 @@ def clickhouse_error(code: int, name: str, message: str) -> EngineError:
 class Query:
     """One statement with everything that goes with it."""
 
-    statement: str
+    statement: bytes
+    query_id: str
+    first_word: str = ""
     database: str = ""
     output_format: str = "TabSeparated"
     settings: Mapping[str, str] = field(factory=dict)
     parameters: Mapping[str, str] = field(factory=dict)
     readonly: bool = False
+
+    def preparations(self) -> list[bytes]:
+        """The statements that bring a fresh handle into the state this query asks for."""
+        assignments = {CARRIER: self.query_id, **_DEFAULTS, **self.settings}
+        if self.readonly and assignments.get("readonly", "0") == "0":
+            assignments["readonly"] = "2"
+        text = ", ".join(f"{_setting_name(name)} = {_quoted(value)}" for name, value in assignments.items())
+        use = [f"USE {_quoted(self.database, '`')}"] if self.database else []
+        return [statement.encode("utf-8", "surrogateescape") for statement in (*use, f"SET {text}")]
 
 
 @frozen(kw_only=True)
@@ -75,11 +101,12 @@ class Answer:
 
 
 class Engine:
-    """The engine at ``path``. It lives until ``close``."""
+    """The engine in ``directory``, which becomes the current one: chDB's addresses cannot hold every path."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = str(path)
-        self._anchor = chdb.connect(self._path)  # keeps the engine open between queries
+    def __init__(self, directory: Path) -> None:
+        os.chdir(directory)
+        Path("engine.xml").write_text(_CONFIG, encoding="utf-8")
+        self._anchor = self._handle()  # keeps the engine open between queries
         facts = self._anchor.query("select version(), timezone(), hostName()", "TabSeparated").bytes().decode()
         self.version, self.timezone, self.host_name = facts.strip().split("\t")
 
@@ -89,16 +116,16 @@ class Engine:
 
     def run(self, query: Query) -> Answer:
         """Run one query to its end; raises EngineError."""
-        handle = chdb.connect(self._path)
+        handle = self._handle()
         try:
-            for preparation in _preparations(query):
-                handle.query(preparation, "Null")
-            result = handle.query(query.statement, query.output_format, params=dict(query.parameters))
+            self._prepare(handle, query)
+            statement = with_client_ids(query.statement)
+            result = handle.query(statement, query.output_format, params=dict(query.parameters))
             output = result.bytes() or b""
             return Answer(
                 output=output,
-                has_result=bool(output) or self._reads(handle, query.statement),
-                result_rows=result.rows_read(),
+                has_result=bool(output) or query.first_word in _READS,
+                result_rows=result.rows_read() if output else 0,
                 read_rows=result.storage_rows_read(),
                 read_bytes=result.storage_bytes_read(),
                 written_rows=result.rows_written(),
@@ -110,28 +137,36 @@ class Engine:
         finally:
             handle.close()
 
+    def stream(self, query: Query) -> Generator[bytes]:
+        """Run one SELECT and yield its output piece by piece; raises EngineError, also midway.
+
+        Only for formats whose pieces join into a whole. Closing the iterator cancels the query.
+        """
+        handle = self._handle()
+        try:
+            self._prepare(handle, query)
+            statement = with_client_ids(query.statement)
+            with handle.send_query(statement, query.output_format, params=dict(query.parameters)) as pieces:
+                yield from (piece.bytes() for piece in pieces)
+        except (chdb.ChdbError, RuntimeError) as error:
+            raise self._translated(error) from error
+        finally:
+            handle.close()
+
+    def _handle(self) -> chdb.state.sqlitelike.Connection:
+        return chdb.connect("engine?config-file=engine.xml&log_queries=0")
+
     @staticmethod
-    def _reads(handle: chdb.state.sqlitelike.Connection, statement: str) -> bool:
-        return handle._conn.classify_query(statement)["query_class"].name == "READ_ONLY"
+    def _prepare(handle: chdb.state.sqlitelike.Connection, query: Query) -> None:
+        for preparation in query.preparations():
+            handle.query(preparation, "Null")
 
     def _translated(self, error: Exception) -> EngineError:
         text = str(error)
-        codes = list(_ERROR_CODE.finditer(text))
-        if not codes:
+        match = _ERROR_CODE.search(text)
+        if match is None:
             return clickhouse_error(1002, "UNKNOWN_EXCEPTION", text)
-        return EngineError(int(codes[0].group(1)), f"{text[codes[0].start() :]} (version {self.version})")
-
-
-def _preparations(query: Query) -> list[str]:
-    statements = []
-    if query.database:
-        statements.append(f"USE `{query.database.replace(chr(92), chr(92) * 2).replace('`', chr(92) + '`')}`")
-    assignments = [f"{_setting_name(name)} = {_quoted(value)}" for name, value in query.settings.items()]
-    if query.readonly:
-        assignments.append("readonly = 2")
-    if assignments:
-        statements.append(f"SET {', '.join(assignments)}")
-    return statements
+        return EngineError(int(match.group(1)), f"{text[match.start() :].rstrip()} (version {self.version})")
 
 
 def _setting_name(name: str) -> str:
@@ -140,10 +175,5 @@ def _setting_name(name: str) -> str:
     return name
 
 
-def _quoted(value: str) -> str:
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def new_query_id() -> str:
-    """A query id as ClickHouse makes them."""
-    return str(uuid.uuid4())
+def _quoted(value: str, quote: str = "'") -> str:
+    return quote + value.replace("\\", "\\\\").replace(quote, "\\" + quote) + quote

@@ -16,6 +16,8 @@ import socket
 import sys
 import tempfile
 import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -28,13 +30,29 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from replicator.embedded.clickhouse_engine import Answer, Engine, EngineError, Query, clickhouse_error
-from replicator.embedded.clickhouse_request import Credentials, Demand, demand_of, http_status
-from replicator.embedded.clickhouse_statement import HEAD_BYTES_MAX, Head, InlineInsert, output_format, split_insert
+from replicator.embedded.clickhouse_request import Credentials, Demand, content_type, demand_of, http_status
+from replicator.embedded.clickhouse_statement import (
+    HEAD_BYTES_MAX,
+    Head,
+    InlineInsert,
+    leading_words,
+    output_format,
+    split_insert,
+)
+from replicator.embedded.clickhouse_stream import StreamedAnswer, joins_into_a_whole
 from replicator.embedded.http_codings import CodingError, decoder, encode
 from replicator.embedded.lifeline import STOP_SECONDS, on_parent_death
 
 QUERIES_MAX = 64
-STATEMENT_BYTES_MAX = 64 << 20
+STATEMENT_BYTES_MAX = 16 << 20
+KEEP_ALIVE_SECONDS = 600
+NO_SUCH_PATH = """There is no handle {path}
+
+Use / or /ping for health checks.
+Or /replicas_status for more sophisticated health checks.
+
+Send queries from your program with POST method or GET /?query=...
+"""
 
 
 class Front:
@@ -45,6 +63,7 @@ class Front:
         self._spool = spool
         self._credentials = credentials
         self._threads = anyio.CapacityLimiter(QUERIES_MAX)
+        self._running: set[str] = set()
 
     async def ping(self, _: Request) -> Response:
         """What load balancers and clients ask."""
@@ -52,72 +71,122 @@ class Front:
 
     async def query(self, request: Request) -> Response:
         """Any request that may carry a query."""
-        if request.method == "GET" and not request.url.query:
+        if request.method in ("GET", "HEAD") and not request.url.query:
             return await self.ping(request)
-        demand = None
+        demand = demand_of(request)
+        body = request.stream()
         try:
-            demand = demand_of(request)
             self._credentials.check(request)
-            with tempfile.NamedTemporaryFile(dir=self._spool, prefix="insert-") as spooled:
-                query = await self._read(request, demand, spooled.file)
-                answer = await anyio.to_thread.run_sync(self._engine.run, query, limiter=self._threads)
+            demand.check()
+            return await self._answer(request, demand, body)
         except EngineError as error:
-            return self._refusal(error, demand)
+            refusal = error
         except CodingError as error:
-            return self._refusal(clickhouse_error(error.code, error.name, str(error)), demand)
+            refusal = clickhouse_error(error.code, error.name, str(error))
         except ClientDisconnect:
             return Response(status_code=499)
-        return self._response(answer, demand, output_format(query.statement.encode()) or demand.output_format)
+        async for _ in body:  # what is left: a client that still sends would miss the answer
+            pass
+        return self._refusal(refusal, demand)
 
-    async def _read(self, request: Request, demand: Demand, spooled: IO[bytes]) -> Query:
-        """The statement, its inline data (if any) gone to ``spooled``."""
-        decode = decoder(request.headers.get("content-encoding", ""))
-        head = demand.statement + b"\n" if demand.statement else b""
-        insert: InlineInsert | Head = split_insert(head, complete=False)
-        async for piece in request.stream():
-            decoded = decode.decode(piece)
-            if isinstance(insert, InlineInsert):
-                spooled.write(decoded)
-                continue
-            head += decoded
-            if insert is Head.NEEDS_MORE:
-                insert = split_insert(head, complete=len(head) > HEAD_BYTES_MAX)
-                if isinstance(insert, InlineInsert):
-                    spooled.write(head[insert.data_at :])
-            if len(head) > STATEMENT_BYTES_MAX:
-                raise clickhouse_error(62, "SYNTAX_ERROR", f"Max query size exceeded: {STATEMENT_BYTES_MAX} bytes")
-        decode.finish()
-        if insert is Head.NEEDS_MORE:
-            insert = split_insert(head, complete=True)
-            if isinstance(insert, InlineInsert):
-                spooled.write(head[insert.data_at :])
-        spooled.flush()
-        if isinstance(insert, InlineInsert):
-            return demand.query(insert.from_file(spooled.name))
-        return demand.query(head.decode("utf-8", "surrogateescape"))
+    async def _answer(self, request: Request, demand: Demand, body: AsyncIterator[bytes]) -> Response:
+        coding = request.headers.get("content-encoding", "")
+        with tempfile.NamedTemporaryFile(dir=self._spool, prefix="insert-") as spooled:
+            statement = await _read(body, demand.statement, coding, spooled)
+            query = demand.query(statement, _first_word(statement))
+            format_name = output_format(statement) or demand.output_format
+            if not demand.waits and joins_into_a_whole(query, format_name):
+                return await self._streamed(request, query, format_name)
+            with self._claimed(query.query_id):
+                answer = await anyio.to_thread.run_sync(self._engine.run, query, limiter=self._threads)
+        return self._whole(answer, demand, format_name)
 
-    def _headers(self, demand: Demand | None) -> dict[str, str]:
-        headers = {
+    async def _streamed(self, request: Request, query: Query, format_name: str) -> Response:
+        headers = self._headers(query.query_id) | {"X-ClickHouse-Format": format_name}
+        streamed = StreamedAnswer(request, self._engine.stream(query), self._threads, headers)
+        await streamed.begin()
+        return streamed
+
+    @contextmanager
+    def _claimed(self, query_id: str) -> Iterator[None]:
+        if query_id in self._running:
+            name = "QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING"
+            raise clickhouse_error(216, name, f"Query with id = {query_id} is already running.")
+        self._running.add(query_id)
+        try:
+            yield
+        finally:
+            self._running.discard(query_id)
+
+    def _headers(self, query_id: str) -> dict[str, str]:
+        return {
+            "X-ClickHouse-Query-Id": query_id.encode("ascii", "backslashreplace").decode(),
             "X-ClickHouse-Server-Display-Name": self._engine.host_name,
             "X-ClickHouse-Timezone": self._engine.timezone,
         }
-        if demand is not None:
-            headers["X-ClickHouse-Query-Id"] = demand.query_id
-        return headers
 
-    def _response(self, answer: Answer, demand: Demand, format_name: str) -> Response:
-        headers = self._headers(demand) | {"X-ClickHouse-Summary": answer.summary()}
+    def _whole(self, answer: Answer, demand: Demand, format_name: str) -> Response:
+        headers = self._headers(demand.query_id) | {"X-ClickHouse-Summary": answer.summary()}
         if answer.has_result:
             headers["X-ClickHouse-Format"] = format_name
-        body = answer.output
-        if demand.coding and body:
-            body = encode(body, demand.coding)
+        output = answer.output
+        if demand.coding and output:
+            output = encode(output, demand.coding)
             headers["Content-Encoding"] = demand.coding
-        return Response(body, headers=headers, media_type="text/plain; charset=UTF-8")
+        return Response(output, headers=headers, media_type=content_type(format_name))
 
-    def _refusal(self, error: EngineError, demand: Demand | None) -> Response:
-        headers = self._headers(demand) | {"X-ClickHouse-Exception-Code": str(error.code)}
-        return PlainTextResponse(error.text + "\n", status_code=http_status(error.code), headers=headers)
+    def _refusal(self, error: EngineError, demand: Demand) -> Response:
+        status = http_status(error.code)
+        headers = self._headers(demand.query_id) | {"X-ClickHouse-Exception-Code": str(error.code)}
+        if status == 401:
+            headers["WWW-Authenticate"] = 'Basic realm="ClickHouse server HTTP API"'
+        return PlainTextResponse(error.text + "\n", status_code=status, headers=headers)
+
+
+async def _read(body: AsyncIterator[bytes], head: bytes, coding: str, spooled: IO[bytes]) -> bytes:
+    """The statement to run. The inline data of an INSERT goes to the file ``spooled``, which the statement names."""
+    decode = decoder(coding)
+    head = head + b"\n" if head else b""
+    insert = split_insert(head, complete=False)
+    async for piece in body:
+        decoded = decode.decode(piece)
+        if isinstance(insert, InlineInsert):
+            spooled.write(decoded)
+            continue
+        head += decoded
+        if insert is Head.NEEDS_MORE:
+            insert = _begin_insert(head, spooled, complete=len(head) > HEAD_BYTES_MAX)
+        if insert is Head.NO_DATA and len(head) > STATEMENT_BYTES_MAX:
+            raise clickhouse_error(62, "SYNTAX_ERROR", f"Max query size exceeded ({STATEMENT_BYTES_MAX} bytes)")
+    decode.finish()
+    if insert is Head.NEEDS_MORE:
+        insert = _begin_insert(head, spooled, complete=True)
+    if not isinstance(insert, InlineInsert):
+        return head
+    spooled.flush()
+    return insert.from_file(spooled.name)
+
+
+def _begin_insert(head: bytes, spooled: IO[bytes], *, complete: bool) -> InlineInsert | Head:
+    insert = split_insert(head, complete=complete)
+    if isinstance(insert, InlineInsert):
+        spooled.write(head[insert.data_at :])
+    return insert
+
+
+def _first_word(statement: bytes) -> str:
+    """What kind of statement it is; the engine takes garbage without any word for an empty success (chdb 4.4)."""
+    words = leading_words(statement, 1)
+    if words:
+        return words[0]
+    if not statement.strip():
+        raise clickhouse_error(62, "SYNTAX_ERROR", "Empty query")
+    shown = statement[:100].decode("utf-8", "backslashreplace")
+    raise clickhouse_error(62, "SYNTAX_ERROR", f"Syntax error: failed at position 1 ({shown})")
+
+
+async def _no_such_path(request: Request, _: Exception) -> Response:
+    return PlainTextResponse(NO_SUCH_PATH.format(path=request.url.path), status_code=404)
 
 
 def application(front: Front) -> Starlette:
@@ -127,7 +196,8 @@ def application(front: Front) -> Starlette:
             Route("/ping", front.ping, methods=["GET", "HEAD"]),
             Route("/replicas_status", front.ping, methods=["GET", "HEAD"]),
             Route("/", front.query, methods=["GET", "HEAD", "POST", "PUT"]),
-        ]
+        ],
+        exception_handlers={404: _no_such_path},
     )
 
 
@@ -137,19 +207,24 @@ def main() -> None:
     directory = Path(order["directory"])
     spool = directory / "spool"
     shutil.rmtree(spool, ignore_errors=True)
-    spool.mkdir(parents=True)
-    listening = socket.socket(fileno=order["listening_fd"])
-    engine = Engine(directory / "engine")
+    spool.mkdir()
+    engine = Engine(directory)
     front = Front(engine, spool, Credentials(user=order["user"], password=order["password"]))
-    config = uvicorn.Config(application(front), log_level="warning", timeout_graceful_shutdown=int(STOP_SECONDS))
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            application(front),
+            log_level="warning",
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=int(STOP_SECONDS),
+        )
+    )
     on_parent_death(lambda: _stop(server))
-    server.run(sockets=[listening])
+    server.run(sockets=[socket.socket(fileno=order["listening_fd"])])
     engine.close()
 
 
 def _stop(server: uvicorn.Server) -> None:
-    """Ask for an order stop, and end the process if that takes too long."""
+    """Ask for an orderly stop, and end the process if that takes too long."""
     threading.Timer(STOP_SECONDS, os.kill, (os.getpid(), signal.SIGKILL)).start()
     server.should_exit = True
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import uuid
+from urllib.parse import parse_qsl
 
 from attrs import field, frozen
 from starlette.requests import Request
 
-from replicator.embedded.clickhouse_engine import Query, clickhouse_error, new_query_id
+from replicator.embedded.clickhouse_engine import Query, clickhouse_error
 from replicator.embedded.http_codings import negotiate
 
 _OWN = frozenset(
@@ -31,11 +33,10 @@ _OWN = frozenset(
         "wait_end_of_query",
         "client_protocol_version",
         "role",
-        "compress",
-        "decompress",
         "stacktrace",
     }
 )
+_CODING = ("compress", "decompress")
 _BAD_REQUEST = {6, 7, 8, 10, 15, 25, 26, 27, 36, 38, 41, 44, 53, 62, 72, 117, 167, 168, 321, 427, 441, 675, 676, 1001}
 _NOT_FOUND = {46, 47, 50, 56, 60, 63, 73, 78, 81, 113, 115, 136, 511, 536}
 _STATUS = (
@@ -43,6 +44,27 @@ _STATUS = (
     | dict.fromkeys(_BAD_REQUEST, 400)
     | dict.fromkeys(_NOT_FOUND, 404)
 )
+
+
+_CONTENT_TYPES = {
+    "Arrow": "application/vnd.apache.arrow.file",
+    "ArrowStream": "application/vnd.apache.arrow.stream",
+    "CSV": "text/csv; charset=UTF-8; header=absent",
+    "CSVWithNames": "text/csv; charset=UTF-8; header=present",
+    "JSON": "application/json; charset=UTF-8",
+    "JSONCompact": "application/json; charset=UTF-8",
+    "JSONEachRow": "application/x-ndjson; charset=UTF-8",
+    "Native": "application/octet-stream",
+    "Parquet": "application/octet-stream",
+    "RowBinary": "application/octet-stream",
+    "TSV": "text/tab-separated-values; charset=UTF-8",
+    "TabSeparated": "text/tab-separated-values; charset=UTF-8",
+}
+
+
+def content_type(format_name: str) -> str:
+    """The media type ClickHouse gives to an output format."""
+    return _CONTENT_TYPES.get(format_name, "text/plain; charset=UTF-8")
 
 
 def http_status(code: int) -> int:
@@ -59,17 +81,30 @@ class Demand:
     database: str
     output_format: str
     coding: str | None
+    waits: bool
     settings: dict[str, str] = field(factory=dict)
     parameters: dict[str, str] = field(factory=dict)
     readonly: bool = False
 
-    def query(self, statement: str) -> Query:
+    def check(self) -> None:
+        """Raise ClickHouse's error for a parameter that cannot reach the engine or would be ignored."""
+        for name, value in self.parameters.items():
+            if not (name.isidentifier() and _is_text(value)):
+                raise clickhouse_error(36, "BAD_ARGUMENTS", f"Cannot read query parameter {_shown(name)}")
+        for name in _CODING:
+            if self.settings.get(name, "0") not in ("0", "false"):
+                message = f"The embedded ClickHouse does not know {name}=1; use Content-Encoding and Accept-Encoding"
+                raise clickhouse_error(48, "NOT_IMPLEMENTED", message)
+
+    def query(self, statement: bytes, first_word: str) -> Query:
         """The whole statement with everything that goes with it."""
         return Query(
             statement=statement,
+            first_word=first_word,
+            query_id=self.query_id,
             database=self.database,
             output_format=self.output_format,
-            settings=self.settings,
+            settings={name: value for name, value in self.settings.items() if name not in _CODING},
             parameters=self.parameters,
             readonly=self.readonly,
         )
@@ -77,20 +112,35 @@ class Demand:
 
 def demand_of(request: Request) -> Demand:
     """Read a request's URL and headers."""
-    values = dict(request.query_params)
+    values = _url_values(request)
     headers = request.headers
     settings = {name: value for name, value in values.items() if name not in _OWN and not name.startswith("param_")}
     compressed = settings.get("enable_http_compression", "0") not in ("0", "false", "")
     return Demand(
         statement=values.get("query", "").encode("utf-8", "surrogateescape"),
-        query_id=values.get("query_id") or headers.get("x-clickhouse-query-id") or new_query_id(),
+        query_id=values.get("query_id") or str(uuid.uuid4()),
         database=values.get("database") or headers.get("x-clickhouse-database", ""),
         output_format=values.get("default_format") or headers.get("x-clickhouse-format", "TabSeparated"),
         coding=negotiate(headers.get("accept-encoding", "")) if compressed else None,
+        waits=values.get("wait_end_of_query", "0") not in ("0", "false", ""),
         settings=settings,
         parameters={name[6:]: value for name, value in values.items() if name.startswith("param_")},
         readonly=request.method in ("GET", "HEAD"),
     )
+
+
+def _is_text(value: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _shown(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _url_values(request: Request) -> dict[str, str]:
+    """The URL's parameters; bytes that are not UTF-8 are kept."""
+    pairs = parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True, errors="surrogateescape")
+    return dict(pairs)
 
 
 @frozen(kw_only=True)
@@ -103,22 +153,32 @@ class Credentials:
     def check(self, request: Request) -> None:
         """Raise ClickHouse's error unless the request carries these credentials."""
         user, password = _presented(request)
-        same_user = hmac.compare_digest(user.encode(), self.user.encode())
-        if same_user & hmac.compare_digest(password.encode(), self.password.encode()):
+        same_user = hmac.compare_digest(user, self.user.encode())
+        if same_user & hmac.compare_digest(password, self.password.encode()):
             return
-        message = f"{user}: Authentication failed: password is incorrect, or there is no user with such name."
+        name = user.decode(errors="backslashreplace")
+        message = f"{name}: Authentication failed: password is incorrect, or there is no user with such name."
+        if not password:
+            raise clickhouse_error(194, "REQUIRED_PASSWORD", message)
         raise clickhouse_error(516, "AUTHENTICATION_FAILED", message)
 
 
-def _presented(request: Request) -> tuple[str, str]:
-    headers, values = request.headers, request.query_params
-    if "x-clickhouse-user" in headers or "x-clickhouse-key" in headers:
-        return headers.get("x-clickhouse-user") or "default", headers.get("x-clickhouse-key", "")
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "basic":
+def _presented(request: Request) -> tuple[bytes, bytes]:
+    """User and password, by header, basic authorization or URL, in ClickHouse's order."""
+    headers = dict(request.scope["headers"])
+    if b"x-clickhouse-user" in headers or b"x-clickhouse-key" in headers:
+        user = headers.get(b"x-clickhouse-user", b"")
+        if not user:
+            message = "Got an empty user name from X-ClickHouse HTTP headers."
+            raise clickhouse_error(516, "AUTHENTICATION_FAILED", message)
+        return user, headers.get(b"x-clickhouse-key", b"")
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() == b"basic":
         try:
-            user, _, password = base64.b64decode(token, validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
-            return "", ""
-        return user or "default", password
-    return values.get("user") or "default", values.get("password", "")
+            user, _, password = base64.b64decode(token, validate=True).partition(b":")
+        except binascii.Error as error:
+            raise clickhouse_error(516, "AUTHENTICATION_FAILED", "Invalid basic authorization.") from error
+        return user or b"default", password
+    values = _url_values(request)
+    user_text, password_text = values.get("user") or "default", values.get("password", "")
+    return user_text.encode("utf-8", "surrogateescape"), password_text.encode("utf-8", "surrogateescape")

@@ -42,22 +42,21 @@ class InlineInsert:
     format_name: str
     data_at: int
 
-    def from_file(self, path: str) -> str:
+    def from_file(self, path: str) -> bytes:
         """The same INSERT, its data in the file ``path``."""
-        quoted = path.replace("\\", "\\\\").replace("'", "\\'")
-        target = self.target.decode("utf-8", "surrogateescape")
-        settings = self.settings.decode("utf-8", "surrogateescape")
-        return f"{target} FROM INFILE '{quoted}' COMPRESSION 'none' {settings} FORMAT {self.format_name}"
+        quoted = path.replace("\\", "\\\\").replace("'", "\\'").encode("utf-8", "surrogateescape")
+        infile = b" FROM INFILE '%b' COMPRESSION 'none' " % quoted
+        return b"%b%b%b FORMAT %b" % (self.target, infile, self.settings, self.format_name.encode())
 
 
 def split_insert(head: bytes, *, complete: bool) -> InlineInsert | Head:
     """Find the data in a statement's first bytes; ``complete`` says that no more will come."""
     undecided = Head.NO_DATA if complete else Head.NEEDS_MORE
-    tokens = _significant(head)
+    tokens = significant(head)
     first = next(tokens, None)
     if first is None or (first.end() == len(head) and not complete):
         return undecided
-    if not _is_word(first, b"INSERT"):
+    if not is_word(first, b"INSERT"):
         return Head.NO_DATA
     return _find_data(head, tokens, complete=complete) or undecided
 
@@ -76,13 +75,13 @@ def _find_data(head: bytes, tokens: Iterator[re.Match[bytes]], *, complete: bool
             continue
         if not named:
             named = text.upper() not in (b"INTO", b"TABLE", b"FUNCTION")
-        elif _is_word(token, b"SETTINGS"):
+        elif is_word(token, b"SETTINGS"):
             settings_at = token.start()
         elif text.upper() in (b"SELECT", b"WITH", b"FROM", b"WATCH"):
             return Head.NO_DATA
-        elif _is_word(token, b"VALUES"):
+        elif is_word(token, b"VALUES"):
             return _insert(head, token.start(), settings_at, "Values", token.end())
-        elif _is_word(token, b"FORMAT"):
+        elif is_word(token, b"FORMAT"):
             name = next(tokens, None)
             if name is None or name.lastgroup != "word" or (name.end() + 2 > len(head) and not complete):
                 return None
@@ -104,19 +103,23 @@ def output_format(statement: bytes) -> str | None:
 
 
 def leading_words(statement: bytes, count: int) -> list[str]:
-    """The first words of a statement, upper case, comments and brackets passed over."""
-    words = []
-    for token in _significant(statement):
+    """The words a statement begins with, upper case; comments and opening brackets are passed over."""
+    words: list[str] = []
+    for token in significant(statement):
         if token.lastgroup == "word":
             words.append(token.group().upper().decode())
-        if len(words) == count or token.lastgroup == "quoted":
+        elif token.group() != b"(":
+            break
+        if len(words) == count:
             break
     return words
 
 
-def _significant(head: bytes) -> Iterator[re.Match[bytes]]:
+def significant(head: bytes) -> Iterator[re.Match[bytes]]:
+    """The tokens of a statement without blanks and comments."""
     return (token for token in _TOKEN.finditer(head) if token.lastgroup != "blank")
 
 
-def _is_word(token: re.Match[bytes], word: bytes) -> bool:
+def is_word(token: re.Match[bytes], word: bytes) -> bool:
+    """Whether ``token`` is the bare word ``word`` (given in upper case)."""
     return token.lastgroup == "word" and token.group().upper() == word

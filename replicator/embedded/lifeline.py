@@ -34,26 +34,30 @@ def on_parent_death(action: Callable[[], None]) -> None:
     threading.Thread(target=wait, name="lifeline", daemon=True).start()
 
 
-def spawn(command: Sequence[str], *, output: Path, pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
-    """Start ``command`` with the lifeline as its standard input and its errors appended to ``output``.
+def spawn(
+    command: Sequence[str], *, output: Path, reads_output: bool = False, pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start ``command`` with the lifeline as its standard input and what it prints appended to the file ``output``.
 
-    In a session of its own, so that Ctrl-C reaches the parent only and the parent decides when the engine stops.
+    In a session of its own, so that Ctrl-C reaches the parent only and the parent decides when the engine stops; and
+    in UTC, so that an engine answers the same on every machine. With ``reads_output`` its standard output is a pipe.
     """
-    with output.open("ab") as errors:
+    with output.open("ab") as log:
         return subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
+            stdout=subprocess.PIPE if reads_output else log,
+            stderr=log,
             pass_fds=pass_fds,
             start_new_session=True,
+            env={**os.environ, "TZ": "UTC"},
         )
 
 
 def supervised(command: Sequence[str], *, output: Path) -> tuple[subprocess.Popen[bytes], int]:
     """Start ``command`` under a supervising process; return that process and the pid of the engine itself."""
     script = [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(output), *command]
-    supervisor = spawn(script, output=output)
+    supervisor = spawn(script, output=output, reads_output=True)
     assert supervisor.stdout is not None
     line = supervisor.stdout.readline()
     if not line:

@@ -75,6 +75,7 @@ class Valkey:
         """Start and wait until it answers with its data loaded; raises ReplicatorError otherwise."""
         if self.running:
             return self
+        self.stop()
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.port = pick_port(self.port, engine="Redis")
         command = [str(self.binary or bundled_binary()), str(self._write_config())]
