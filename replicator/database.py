@@ -97,7 +97,7 @@ class Session:
     def arrow(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> pa.Table:
         """The whole answer as one Arrow table."""
         with translated(self.database):
-            return self.cursor().execute(sql, parameters).to_arrow_table()
+            return self.cursor().sql(sql, params=parameters or None).to_arrow_table()
 
     @contextmanager
     def relation(self, **tables: pa.Table) -> Iterator[None]:

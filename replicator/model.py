@@ -117,3 +117,47 @@ REJECTION_SCHEMA = pa.schema(
     ]
 )
 """What could not be logged. ``raw`` holds the entry's field names and values in turn as netstrings: see decode.pack_raw."""
+
+
+@frozen(kw_only=True)
+class Batch:
+    """One lane's frozen run of offsets: what is sent, again and again if need be, always the same rows."""
+
+    batch_id: str
+    lane: str
+    offsets: OffsetRange
+    row_count: int
+    checksum: Checksum
+    schema_version: int
+    send_seq: int
+    attempt: int = 0
+
+
+class ParkReason(StrEnum):
+    """Why a range stands in ``failed_syncs``."""
+
+    OUTAGE = "outage"
+    REJECTED = "rejected"
+    LOST = "lost"
+
+
+@frozen(kw_only=True)
+class FailedSync:
+    """An open row of ``failed_syncs``."""
+
+    id: int
+    lane: str
+    offsets: OffsetRange
+    row_count: int
+    reason: ParkReason
+    attempts: int
+
+
+@frozen(kw_only=True)
+class Failure:
+    """What an attempt met, as it is recorded."""
+
+    reason: ParkReason
+    code: str | None
+    message: str
+    attempts: int

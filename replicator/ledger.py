@@ -1,0 +1,229 @@
+"""What was delivered and what was not, in DuckDB: checkpoints, sync_batches, failed_syncs, rejected_entries.
+
+Guarantees: every step is one transaction, so that promise 3 holds at every instant: each offset at or below a
+table's checkpoint was delivered, or stands in ``failed_syncs``. Never talks to ClickHouse.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+
+from attrs import define, evolve, field, frozen
+
+from replicator.database import Database, Session, now, quote, statement
+from replicator.model import Batch, Checksum, FailedSync, Failure, OffsetRange, ParkReason
+
+
+@frozen(kw_only=True)
+class NewBatch:
+    """A range about to be frozen."""
+
+    lane: str
+    offsets: OffsetRange
+    row_count: int
+    checksum: Checksum
+    schema_version: int
+
+
+@frozen(kw_only=True)
+class LanePosition:
+    """``batched`` is where the lane's last batch ends, ``checkpoint`` how far it is known to have nothing undelivered."""
+
+    batched: int = 0
+    checkpoint: int = 0
+
+
+@define
+class Ledger:
+    """The delivery records. One thread writes them; any may read."""
+
+    database: Database
+    failed_table: str = "failed_syncs"
+    send_seq: int = field(default=0)
+
+    @classmethod
+    def open(cls, database: Database, failed_table: str = "failed_syncs") -> Ledger:
+        """Attach to the file's records, under the configured name of ``failed_syncs``."""
+        session = database.session()
+        if failed_table != "failed_syncs":
+            session.execute(f"create table if not exists {quote(failed_table)} as from failed_syncs limit 0")
+        row = session.row("select coalesce(max(value::bigint), 0) from meta where key = 'send_seq'")
+        session.close()
+        return cls(database=database, failed_table=quote(failed_table), send_seq=row[0] if row else 0)
+
+    # ── reading ──
+
+    def positions(self, session: Session) -> dict[str, LanePosition]:
+        """Where every lane stands."""
+        rows = session.rows(statement("ledger/positions"))
+        return {lane: LanePosition(batched=batched, checkpoint=checkpoint) for lane, batched, checkpoint in rows}
+
+    def undelivered(self, session: Session) -> list[Batch]:
+        """Frozen batches whose delivery is not recorded, in the order of their offsets."""
+        return [_batch(row) for row in session.rows(statement("ledger/undelivered"))]
+
+    def open_failures(self, session: Session, lane: str | None = None) -> list[FailedSync]:
+        """Open rows of failed_syncs, oldest offsets first."""
+        sql = statement("ledger/open_failures").replace("failed_syncs", self.failed_table)
+        rows = session.rows(sql, {"lane": lane})
+        return [
+            FailedSync(
+                id=id,
+                lane=name,
+                offsets=OffsetRange(first=first, last=last),
+                row_count=count,
+                reason=ParkReason(reason),
+                attempts=attempts,
+            )
+            for id, name, first, last, count, reason, attempts in rows
+        ]
+
+    # ── writing; each call is one durable step ──
+
+    def advance(
+        self, session: Session, *, delivered: Iterable[Batch], idle: Mapping[str, int], frozen: Sequence[NewBatch]
+    ) -> list[Batch]:
+        """Record deliveries, move checkpoints, freeze the next batches: one transaction.
+
+        ``idle`` maps lanes without pending changes to how far that is known. Returns the frozen batches.
+        """
+        at = now()
+        batches = [self._numbered(new, place) for place, new in enumerate(frozen, start=1)]
+        with session.transaction():
+            for batch in delivered:
+                session.execute("update sync_batches set delivered_at = ? where batch_id = ?", [at, batch.batch_id])
+                _move_checkpoint(session, batch.lane, batch.offsets.last, at)
+            for lane, offset in idle.items():
+                _move_checkpoint(session, lane, offset, at)
+            for batch in batches:
+                _insert_batch(session, batch, at)
+            self._store_send_seq(session, self.send_seq + len(batches))
+        self.send_seq += len(batches)
+        return batches
+
+    def renew(self, session: Session, batch: Batch) -> Batch:
+        """The batch under a new send, for when the old one's outcome can no longer be known."""
+        renewed = evolve(batch, send_seq=self.send_seq + 1)
+        with session.transaction():
+            session.execute(
+                "update sync_batches set send_seq = ? where batch_id = ?", [renewed.send_seq, batch.batch_id]
+            )
+            self._store_send_seq(session, self.send_seq + 1)
+        self.send_seq += 1
+        return renewed
+
+    def split(self, session: Session, batch: Batch, children: Sequence[NewBatch]) -> list[Batch]:
+        """Put a rejected batch's children in its place."""
+        batches = [self._numbered(new, place) for place, new in enumerate(children, start=1)]
+        at = now()
+        with session.transaction():
+            session.execute("delete from sync_batches where batch_id = ?", [batch.batch_id])
+            for child in batches:
+                _insert_batch(session, child, at)
+            self._store_send_seq(session, self.send_seq + len(batches))
+        self.send_seq += len(batches)
+        return batches
+
+    def park(self, session: Session, batch: Batch, failure: Failure) -> None:
+        """Record a batch in failed_syncs and let the checkpoint pass it; rejected rows are copied."""
+        at = now()
+        with session.transaction():
+            row = [batch.lane, batch.offsets.first, batch.offsets.last, batch.row_count, failure.reason, failure.code]
+            sql = statement("ledger/park").replace("failed_syncs", self.failed_table, 1)
+            found = session.row(sql, [*row, failure.message, failure.attempts, at, at])
+            assert found is not None
+            if failure.reason is ParkReason.REJECTED:
+                parameters = {
+                    "id": found[0],
+                    "first": batch.offsets.first,
+                    "last": batch.offsets.last,
+                    "lane": batch.lane,
+                }
+                session.execute(statement("ledger/copy_parked"), parameters)
+            session.execute("update sync_batches set delivered_at = ? where batch_id = ?", [at, batch.batch_id])
+            _move_checkpoint(session, batch.lane, batch.offsets.last, at)
+
+    def resolve(self, session: Session, failed: FailedSync) -> None:
+        """A parked range was delivered after all. The checkpoint does not move: it has passed the range already."""
+        with session.transaction():
+            session.execute(
+                f"update {self.failed_table} set status = 'resolved', last_failed_at = last_failed_at where id = ?",
+                [failed.id],
+            )
+            session.execute("delete from parked_changes where failed_sync_id = ?", [failed.id])
+
+    def failed_again(self, session: Session, failed: FailedSync, failure: Failure) -> None:
+        """A redrive failed: count it."""
+        session.execute(
+            f"update {self.failed_table} set attempts = attempts + 1, last_failed_at = ?, error_code = ?, "
+            "error_message = ? where id = ?",
+            [now(), failure.code, failure.message, failed.id],
+        )
+
+    def next_send(self, session: Session) -> int:
+        """A send_seq of its own for a redrive, durable before it is used."""
+        with session.transaction():
+            self._store_send_seq(session, self.send_seq + 1)
+        self.send_seq += 1
+        return self.send_seq
+
+    def _numbered(self, new: NewBatch, place: int) -> Batch:
+        return Batch(
+            batch_id=uuid.uuid4().hex,
+            lane=new.lane,
+            offsets=new.offsets,
+            row_count=new.row_count,
+            checksum=new.checksum,
+            schema_version=new.schema_version,
+            send_seq=self.send_seq + place,
+        )
+
+    def _store_send_seq(self, session: Session, value: int) -> None:
+        if value != self.send_seq:
+            session.execute("delete from meta where key = 'send_seq'")
+            session.execute("insert into meta values ('send_seq', ?)", [str(value)])
+
+
+def _move_checkpoint(session: Session, lane: str, offset: int, at: datetime) -> None:
+    """Forward only: a redrive or a late answer never moves a checkpoint back."""
+    row = session.row("select log_offset from checkpoints where table_name = ?", [lane])
+    if row is None:
+        session.execute("insert into checkpoints values (?, ?, ?)", [lane, offset, at])
+    elif row[0] < offset:
+        session.execute(
+            "update checkpoints set log_offset = ?, updated_at = ? where table_name = ?", [offset, at, lane]
+        )
+
+
+def _insert_batch(session: Session, batch: Batch, at: datetime) -> None:
+    session.execute(
+        "insert into sync_batches values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, null)",
+        [
+            batch.batch_id,
+            batch.lane,
+            batch.offsets.first,
+            batch.offsets.last,
+            batch.row_count,
+            str(batch.checksum),
+            batch.schema_version,
+            batch.send_seq,
+            batch.attempt,
+            at,
+        ],
+    )
+
+
+def _batch(row: tuple[str, str, int, int, int, str, int, int, int]) -> Batch:
+    batch_id, lane, first, last, rows, checksum, schema_version, send_seq, attempt = row
+    return Batch(
+        batch_id=batch_id,
+        lane=lane,
+        offsets=OffsetRange(first=first, last=last),
+        row_count=rows,
+        checksum=Checksum.parse(checksum),
+        schema_version=schema_version,
+        send_seq=send_seq,
+        attempt=attempt,
+    )

@@ -1,0 +1,112 @@
+"""What an error means for a batch: one table from kind and ClickHouse code to a decision. Pure.
+
+Guarantees: every error has exactly one decision and one sentence for the operator; a code that is not listed is an
+outage first and a rejection when it repeats on the same rows. Never waits: it says how long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+from attrs import field, frozen
+from attrs.validators import ge, min_len
+
+from replicator.errors import (
+    OutcomeUnknown,
+    ReplicatorError,
+    SinkMisshapen,
+    SinkRefused,
+    SinkRejected,
+    SinkUnavailable,
+)
+
+
+class Decision(StrEnum):
+    """What becomes of a batch after an error."""
+
+    WAIT = "wait"
+    """Try the same batch again after the ladder's next wait."""
+    ASK = "ask"
+    """The insert may have run: ask the sink, then decide."""
+    SPLIT = "split"
+    """Rows are at fault: bisect, park those that are."""
+    STOP_TABLE = "stop_table"
+    """The table's shape is at fault: this table stops, the others go on."""
+    STOP = "stop"
+    """No retry mends it: say so and stop delivering."""
+
+
+OUTAGE_CODES = frozenset({3, 202, 203, 209, 210, 236, 241, 242, 252, 285, 319, 373, 394, 425, 439, 473, 999, 1000})
+UNKNOWN_CODES = frozenset({159, 160, 209, 319, 394, 735})
+"""The INSERT may have run, or still run: timeouts and interrupted connections. Source: ClickHouse ErrorCodes, 26.9."""
+REJECTED_CODES = frozenset({6, 26, 27, 33, 38, 41, 43, 53, 69, 70, 72, 117, 130, 131, 190, 321, 349, 407, 469, 691})
+MISSHAPEN_CODES = frozenset({10, 16, 20, 36, 44, 47, 60, 62, 81})
+REFUSED_CODES = frozenset({164, 192, 193, 194, 291, 497, 516, 723})
+
+SENTENCES: dict[type[ReplicatorError], str] = {
+    SinkUnavailable: "ClickHouse does not answer or is overloaded; delivery waits and tries again by itself",
+    OutcomeUnknown: "the connection broke during an insert; what became of it is asked before anything is sent again",
+    SinkRejected: "ClickHouse refuses some rows; they are found and parked, the others go on",
+    SinkMisshapen: "the table in ClickHouse is missing or has another shape; this table waits, see `replicator check`",
+    SinkRefused: "ClickHouse refuses the login or a grant is missing; `replicator check` prints the grants to give",
+}
+
+_DECISIONS: dict[type[ReplicatorError], Decision] = {
+    SinkUnavailable: Decision.WAIT,
+    OutcomeUnknown: Decision.ASK,
+    SinkRejected: Decision.SPLIT,
+    SinkMisshapen: Decision.STOP_TABLE,
+    SinkRefused: Decision.STOP,
+}
+
+
+@frozen(kw_only=True)
+class Ladder:
+    """``waits_seconds[i]`` is waited before retry i, the last repeating; ``retries_max`` retries, then it is exhausted."""
+
+    waits_seconds: Sequence[float] = field(validator=min_len(1))
+    retries_max: int = field(validator=ge(0))
+
+    def wait_seconds(self, retry: int) -> float | None:
+        """The wait before the ``retry``-th retry (from 0), None when the ladder is exhausted."""
+        if retry >= self.retries_max:
+            return None
+        return self.waits_seconds[min(retry, len(self.waits_seconds) - 1)]
+
+    @property
+    def last_seconds(self) -> float:
+        """How often a probe goes out once the ladder is exhausted."""
+        return self.waits_seconds[-1]
+
+
+def kind_of_code(code: int, message: str, *, inserting: bool) -> type[ReplicatorError]:
+    """The error class for a code of ClickHouse. Code 252 has two meanings, told apart by the message."""
+    if code == 252 and "partitions" in message:
+        return SinkRejected
+    if inserting and code in UNKNOWN_CODES:
+        return OutcomeUnknown
+    for codes, kind in (
+        (REJECTED_CODES, SinkRejected),
+        (MISSHAPEN_CODES, SinkMisshapen),
+        (REFUSED_CODES, SinkRefused),
+    ):
+        if code in codes:
+            return kind
+    return SinkUnavailable
+
+
+def decide(error: ReplicatorError, *, repeats: int) -> Decision:
+    """What to do about an error that has met the same batch ``repeats`` times before in the same words."""
+    unlisted = isinstance(error, SinkUnavailable) and isinstance(error.code, int) and error.code not in OUTAGE_CODES
+    if unlisted and repeats >= 2:
+        return Decision.SPLIT
+    for kind, decision in _DECISIONS.items():
+        if isinstance(error, kind):
+            return decision
+    return Decision.STOP
+
+
+def sentence(error: ReplicatorError) -> str:
+    """What the operator is told."""
+    return next((text for kind, text in SENTENCES.items() if isinstance(error, kind)), str(error))
