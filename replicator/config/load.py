@@ -125,8 +125,9 @@ def _resolve(resolver: Resolver, directory: Path, files: Mapping[str, Document])
     writer = _profile(resolver, files[WRITER_FILE], WRITER_FILE, ROLE_DEFAULTS[WRITER_FILE])
     reader = _profile(resolver, files[READER_FILE], READER_FILE, _reader_defaults(writer))
     _check_profiles(resolver, writer, reader)
-    for role, profile in ((WRITER_FILE, writer), (READER_FILE, reader)):
-        check_failed_sync_table(resolver, role, profile.error_handling, tables)
+    check_failed_sync_table(resolver, WRITER_FILE, writer, tables)
+    if reader.error_handling.failed_sync_table != writer.error_handling.failed_sync_table:
+        check_failed_sync_table(resolver, READER_FILE, reader, tables)
     redis = resolve_streams(resolver, document, sections.pop("redis"), tables)
     settings = Settings(
         config_dir=directory,

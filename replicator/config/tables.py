@@ -13,7 +13,7 @@ from attrs import evolve
 from replicator.config.checks import WrongValueError, shown, shown_key
 from replicator.config.layers import PIPELINE_FILE, Document, Sourced
 from replicator.config.resolve import Resolver, Spot
-from replicator.config.values import ErrorHandling, Redis, Setting, TableConfig, written_keys
+from replicator.config.values import Profile, Redis, Setting, TableConfig, written_keys
 
 RESERVED_NAMES = frozenset(
     {
@@ -29,6 +29,7 @@ RESERVED_NAMES = frozenset(
         "meta",
         "schema_migrations",
         "table_schemas",
+        "event_ids",
     }
 )
 """Tables of ours that no declared table may be named after; so is everything that begins with ``replicator_``."""
@@ -126,15 +127,14 @@ def _names_of(table: TableConfig) -> Iterator[str]:
     yield from (folded + suffix for suffix in DERIVED_SUFFIXES)
 
 
-def check_failed_sync_table(
-    resolver: Resolver, role: str, found: ErrorHandling, tables: tuple[TableConfig, ...]
-) -> None:
+def check_failed_sync_table(resolver: Resolver, role: str, profile: Profile, tables: tuple[TableConfig, ...]) -> None:
     """The configured name of ``failed_syncs`` is not the name of anything else."""
-    name = found.failed_sync_table.casefold()
+    written = profile.error_handling.failed_sync_table
+    name = written.casefold()
     taken = (RESERVED_NAMES - {"failed_syncs"}) | {used for table in tables for used in _names_of(table)}
     if name in taken or name.startswith(("_", "replicator_")):
         resolver.clash(
-            f"{role} [error_handling] failed_sync_table = {shown(found.failed_sync_table)}: this name is taken by "
+            f"{profile.config_path} [error_handling] failed_sync_table = {shown(written)}: this name is taken by "
             "another table or reserved; choose another",
             (role, "error_handling", "failed_sync_table"),
         )
