@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-import math
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -109,7 +108,7 @@ def number(low: float, high: float) -> Check:
         wanted = f"a number from {low} to {high}"
         if type(value) is not int:
             _expect(value, float, wanted)
-        if math.isnan(value) or not low <= value <= high:
+        if not low <= value <= high:  # nan is neither
             raise WrongValueError("is out of range", f"write {wanted}")
         return value
 

@@ -258,6 +258,13 @@ def test_relative_paths_start_at_the_directory_that_holds_the_configuration(
     assert settings.snapshots.directory == room.base / "data" / "snapshots"
 
 
+def test_a_profile_alone_resolves_paths_as_the_whole_does(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    room.write(PYTHON, '[database]\npath = "db/x.duckdb"\n')
+    monkeypatch.chdir(room.directory)
+    assert load_profile(Path(PYTHON), {}).database.path == room.base / "db" / "x.duckdb"
+    assert load_settings(Path(), environ={}).reader.database.path == room.base / "db" / "x.duckdb"
+
+
 def test_a_tilde_is_the_home_directory(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     assert room.load(DUCKDB_PATH="~/x.duckdb").writer.database.path == Path("/home/somebody/x.duckdb")

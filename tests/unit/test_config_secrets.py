@@ -8,6 +8,7 @@ import pytest
 from config_room import PIPELINE, REFERENCE_SECRETS, RUST, SECRETS, TRADES, Room, make_room
 
 from replicator.config import VARIABLES
+from replicator.config.values import Auth, ServeTokens
 from replicator.errors import ConfigError
 
 ADMIN, READ = "admin-token-0123456789", "read-token-0123456789"
@@ -246,6 +247,7 @@ def test_no_secret_shows_in_settings_explanations_or_warnings(room: Room) -> Non
     assert settings.redis.password == settings.clickhouse.password == _PLANTED
     for text in (repr(settings), str(settings), repr(settings.explain()), repr(settings.warnings)):
         assert _PLANTED not in text
+    assert _PLANTED not in repr([Auth(clickhouse_password=_PLANTED), ServeTokens(admin_token=_PLANTED)])
     hidden = {(r.section, r.key) for r in settings.explain() if r.value == "(hidden)"}
     assert hidden == {
         ("auth", "clickhouse_password"),
