@@ -123,7 +123,7 @@ class Outbox:
     def close(self, timeout: float | None) -> None:
         """Flush, then end the thread whatever came of it; raises when changes were left unsent."""
         try:
-            if not self._closed:
+            if not self._closed or self._rows:
                 self.flush(timeout)
         finally:
             with self._lock:
@@ -185,8 +185,8 @@ class Outbox:
                     self._hurry = False
                 pause = min(pause * 2, _PAUSE_SECONDS_MAX)
         except BaseException as error:
+            _log.exception("sender_failed")
             self._die(error)
-            raise
 
     def _take(self) -> list[tuple[int, Parcel]]:
         """The next parcels to send, waiting for one; nothing when the box is closed."""
@@ -232,5 +232,6 @@ class Outbox:
             self._queue.extendleft(reversed(self._in_flight))
             self._in_flight = []
             self._error = ReplicatorError(f"the sending thread failed: {error!r}", hint="this is a bug; report it")
+            self._error.__cause__ = error
             self._closed = True
             self._progress.notify_all()

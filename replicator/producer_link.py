@@ -149,28 +149,27 @@ def _reply(connection: Any) -> Any:
 
 
 _TRANSLATIONS: tuple[tuple[str, type[ReplicatorError], str, str], ...] = (
-    ("NOAUTH|WRONGPASS|invalid username-password|Authentication required", SourceRefused, "refuses the login", "set the password"),
-    ("NOPERM|no permissions", SourceRefused, "forbids a command", "allow +xadd +multi +exec +ping on these streams"),
+    ("AuthenticationError|AuthenticationWrong|AuthorizationError|NOAUTH|WRONGPASS", SourceRefused, "refuses the login", "set the password"),
+    ("NoPermissionError|NOPERM", SourceRefused, "forbids a command", "allow +xadd +multi +exec +ping on these streams"),
     ("WRONGTYPE", SourceRefused, "holds another type under this name", "rename the stream, or that key"),
-    ("MOVED|ASK |CROSSSLOT", SourceRefused, "is a cluster node that does not own this stream", "give the URL of the one that does"),
+    ("MovedError|AskError|CrossSlot", SourceRefused, "is a cluster node that does not own this stream", "give the URL of the one that does"),
     ("MISCONF", SourceRefused, "refuses writes", "it cannot save to disk; see its log"),
-    ("OOM", SourceUnavailable, "is out of memory", "raise maxmemory, or trim what is replicated"),
-    ("READONLY", SourceUnavailable, "is a read-only replica", "give the URL of the primary"),
-    ("LOADING|BUSY|CLUSTERDOWN|MASTERDOWN|TRYAGAIN", SourceUnavailable, "is not ready", "wait"),
+    ("OutOfMemoryError", SourceUnavailable, "is out of memory", "raise maxmemory, or trim what is replicated"),
+    ("ReadOnlyError", SourceUnavailable, "is a read-only replica", "give the URL of the primary"),
+    ("BusyLoading|BUSY|ClusterDown|MasterDown|TryAgain|NOREPLICAS", SourceUnavailable, "is not ready", "wait"),
 )  # fmt: skip
 
 
 def _translate(error: Exception, where: str, stream: str = "") -> ReplicatorError:
     """The one place where redis-py's errors become ours."""
     text = str(error) or type(error).__name__
+    named = f"{type(error).__name__}: {text}"  # redis-py takes the code off the messages it has a class for
     of = f" (stream {stream})" if stream else ""
     for marks, kind, what, hint in _TRANSLATIONS:
-        if any(mark in text for mark in marks.split("|")) and isinstance(error, redis.RedisError):
+        if any(mark in named for mark in marks.split("|")) and isinstance(error, redis.RedisError):
             return kind(f"Redis at {where} {what}{of}: {text[:200]}", hint=hint)
     if isinstance(error, redis.InvalidResponse | ValueError) or "Protocol error" in text:
         return SourceUnavailable(f"what answers at {where} does not speak Redis: {text[:200]}", hint="check the URL")
-    if isinstance(error, redis.AuthenticationError):
-        return SourceRefused(f"Redis at {where} refuses the login: {text[:200]}", hint="set the password")
     if isinstance(error, redis.ResponseError):
         return SourceRefused(f"Redis at {where} refuses{of}: {text[:200]}", hint="see its message")
     return SourceUnavailable(f"Redis at {where} does not answer: {text[:300]}", hint="start it, or check the URL")
