@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from attrs import define, frozen
 
+from replicator.catalog import Catalog
 from replicator.database import Session, statement
 from replicator.decode import Decoded
 from replicator.decode_parts import pack_row, rejection_table
@@ -31,6 +32,7 @@ class Admission:
     """Checks decoded changes with a session of its own."""
 
     session: Session
+    catalog: Catalog
 
     def admit(self, decoded: Decoded) -> Admitted:
         changes = decoded.changes

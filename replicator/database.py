@@ -206,8 +206,10 @@ class Database:
 
     def size_bytes(self) -> int:
         """The file and its WAL, in bytes, without opening either."""
-        path = self.options.path
-        return sum(p.stat().st_size for p in (path, path.with_name(path.name + ".wal")) if p.exists())
+        return _size(self.options.path) + self.wal_bytes()
+
+    def wal_bytes(self) -> int:
+        return _size(self.options.path.with_name(self.options.path.name + ".wal"))
 
     def close(self) -> None:
         """Checkpoint and close. Sessions are unusable afterwards."""
@@ -233,6 +235,13 @@ class Database:
                 )
         session.close()
         return [name for name, _ in scripts]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def migration_checksum(text: str) -> str:

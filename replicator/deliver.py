@@ -18,8 +18,8 @@ from replicator.capture import CaptureProgress
 from replicator.database import Session, now, statement
 from replicator.deliver_failure import after_failure
 from replicator.deliver_lane import Circuit, LaneState, Redrive, Segment
-from replicator.deliver_work import Attempt, Outcome, Prepared, Result, Sink, Worker
-from replicator.errors import ReplicatorError, SinkUnavailable
+from replicator.deliver_work import Attempt, Outcome, Prepared, Result, Sink, Worker, boot_seconds
+from replicator.errors import OutcomeUnknown, ReplicatorError, SinkUnavailable
 from replicator.failpoints import failpoint
 from replicator.lanes import Lane
 from replicator.ledger import Ledger, NewBatch
@@ -29,6 +29,7 @@ from replicator.sink import LedgerRow
 
 SCAN_OFFSETS_MAX = 2_000_000
 IDLE_SECONDS = 0.2
+TURN_SECONDS_MIN = 0.01
 WORKERS = 4
 
 log = structlog.get_logger(__name__)
@@ -43,7 +44,7 @@ class DeliverSettings:
     lane: Callable[[str, int], Lane]
     limits: Callable[[], BatchLimits]
     ladder: Callable[[], Ladder]
-    paused: Callable[[str], bool] = lambda lane: False
+    paused: Callable[[str], bool]
 
 
 @frozen(kw_only=True)
@@ -127,7 +128,7 @@ class Deliver:
 
     def add_redrive(self, failed: FailedSync, *, requested_by: str) -> None:
         """Have a parked range sent again, beside the main path."""
-        lane = self.settings.lane(failed.lane, 0)
+        lane = self.settings.lane(failed.lane, failed.schema_version)
         prepared = self.worker.prepare(lane, failed.offsets, lane.schema_version)
         batch = Batch(
             batch_id=f"redrive-{failed.id}",
@@ -196,14 +197,14 @@ class Deliver:
     # ── send ──
 
     def _may_send(self, state: LaneState) -> bool:
-        return (
-            state.circuit is Circuit.CLOSED and not state.stopped_reason and not self.settings.paused(state.lane.name)
-        )
+        tried_again = not state.stopped_reason or time.monotonic() >= state.try_at
+        return state.circuit is Circuit.CLOSED and tried_again and not self.settings.paused(state.lane.name)
 
     def _submit(self, state: LaneState, pool: ThreadPoolExecutor) -> None:
         """Give the lane's next work to the pool: a redrive, its frozen batch, and the preparing of the range behind it."""
         if state.sending is None and time.monotonic() >= state.try_at and not self.settings.paused(state.lane.name):
-            if state.redrives and not state.stopped_reason:
+            if state.redrives:
+                state.redriving = state.redrives[0]
                 self._send(state, state.redrives[0].batch, None, pool)
             elif state.frozen and self._may_send(state):
                 self._send(state, state.frozen[0], state.prepared, pool)
@@ -217,7 +218,7 @@ class Deliver:
                 state.preparing = pool.submit(self.worker.prepare, lane, cut.offsets, cut.schema_version)
 
     def _send(self, state: LaneState, batch: Batch, prepared: Prepared | None, pool: ThreadPoolExecutor) -> None:
-        state.in_doubt_since = state.in_doubt_since or (0.0 if state.ask_first else time.monotonic())
+        state.in_doubt_since = state.in_doubt_since or (0.0 if state.ask_first else boot_seconds())
         attempt = Attempt(
             lane=self.settings.lane(batch.lane, batch.schema_version),
             batch=batch,
@@ -240,7 +241,7 @@ class Deliver:
                 self._take_outcome(state, done.result())
 
     def _take_outcome(self, state: LaneState, outcome: Outcome) -> None:
-        redrive = state.redrives[0] if state.redrives else None
+        redrive, state.redriving = state.redriving, None
         batch = redrive.batch if redrive else state.frozen[0]
         if outcome.result in (Result.DELIVERED, Result.HELD):
             if redrive:
@@ -272,7 +273,7 @@ class Deliver:
         failpoint("ledger.before")
         try:
             self.sink.record([self.ledger_row(s.batch, "delivered", s.outcome.query_id) for s in sent])
-        except SinkUnavailable as error:
+        except (SinkUnavailable, OutcomeUnknown) as error:
             self._hold_back(sent, error)
             return []
         failpoint("ledger.after")
@@ -316,12 +317,20 @@ class Deliver:
         if busy:
             wait(busy, timeout=IDLE_SECONDS, return_when=FIRST_COMPLETED)
             return
-        if self._unrecorded or any(s.prepared and self._may_send(s) for s in self.lanes.values()):
-            self.stop.wait(0.0 if not self._unrecorded else 0.05)
+        self.stop.wait(TURN_SECONDS_MIN)
+        if any(s.prepared and not s.frozen and self._may_send(s) for s in self.lanes.values()):
             return
+        if self.flush.is_set() and self.quiet:
+            self.flush.clear()
         with self.capture.appended:
             if self.capture.released_head <= self.scanned:
-                self.capture.appended.wait(min(IDLE_SECONDS, max(0.005, self.settings.limits().age_seconds_max)))
+                self.capture.appended.wait(self._patience())
+
+    def _patience(self) -> float:
+        """Seconds until the next pending change is due, within what an idle loop may sleep."""
+        age = self.settings.limits().age_seconds_max
+        due = [s.oldest_at + age - time.time() for s in self.lanes.values() if s.oldest_at is not None]
+        return min(IDLE_SECONDS, max(TURN_SECONDS_MIN, min(due, default=IDLE_SECONDS)))
 
     def _finish(self) -> None:
         """Give the batch in flight a few seconds; what is not recorded then is settled at the next start."""
@@ -335,6 +344,15 @@ class Deliver:
             )
 
     # ── what others may ask ──
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing that may be sent is waiting, in flight or unrecorded."""
+        waiting = any(
+            s.sending or s.preparing or (self._may_send(s) and (s.segments or s.frozen or s.prepared))
+            for s in self.lanes.values()
+        )
+        return not waiting and not self._unrecorded
 
     @property
     def checkpoint(self) -> int:

@@ -102,7 +102,7 @@ def _split_or_park(deliver: Deliver, state: LaneState, batch: Batch, error: Repl
     if deliver.worker.rows_stand(state.lane, batch):
         return stop_lane(deliver, state, error)
     if batch.row_count > 1:
-        children = _halves(deliver, state, batch)
+        children = _halves(deliver, batch)
         state.frozen.popleft()
         state.frozen.extendleft(reversed(deliver.ledger.split(deliver.session, batch, children)))
         failpoint("bisect.between_children")
@@ -120,7 +120,7 @@ def _split_or_park(deliver: Deliver, state: LaneState, batch: Batch, error: Repl
     return None
 
 
-def _halves(deliver: Deliver, state: LaneState, batch: Batch) -> list[NewBatch]:
+def _halves(deliver: Deliver, batch: Batch) -> list[NewBatch]:
     """The batch as two, with about half of its rows each, contiguous in offsets."""
     lane = deliver.settings.lane(batch.lane, batch.schema_version)
     whole = deliver.worker.prepare(lane, batch.offsets, batch.schema_version)

@@ -75,6 +75,8 @@ class LaneState:
     """The next range, read and hashed but not frozen."""
     preparing: Future[Prepared] | None = None
     sending: Future[Outcome] | None = None
+    redriving: Redrive | None = None
+    """What ``sending`` sends, when it is a redrive."""
     retries: int = 0
     repeats: int = 0
     last_error: str = ""
@@ -84,7 +86,7 @@ class LaneState:
     ask_first: bool = False
     """What became of the batch at the head of ``frozen`` is not known."""
     in_doubt_since: float = 0.0
-    """When that batch was first sent, on the clock of `time.monotonic`; 0 when by another process."""
+    """When that batch was first sent, on the clock of `boot_seconds`; 0 when by another process."""
     split_rows: int = 0
     """Rows parked from the batch that is being bisected."""
 
@@ -131,4 +133,4 @@ class LaneState:
         """The batch at the head was delivered: forget its troubles."""
         self.retries, self.repeats, self.last_error, self.try_at = 0, 0, "", 0.0
         self.ask_first, self.in_doubt_since = False, 0.0
-        self.circuit = Circuit.CLOSED
+        self.circuit, self.stopped_reason = Circuit.CLOSED, ""

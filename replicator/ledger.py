@@ -76,8 +76,9 @@ class Ledger:
                 row_count=count,
                 reason=ParkReason(reason),
                 attempts=attempts,
+                schema_version=version,
             )
-            for id, name, first, last, count, reason, attempts in rows
+            for id, name, first, last, count, reason, attempts, version in rows
         ]
 
     # ── writing; each call is one durable step ──

@@ -151,6 +151,7 @@ class FailedSync:
     row_count: int
     reason: ParkReason
     attempts: int
+    schema_version: int = 0
 
 
 @frozen(kw_only=True)

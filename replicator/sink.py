@@ -219,7 +219,7 @@ class ClickHouseSink:
     def columns(self, table: str) -> dict[str, str]:
         """The table's columns and types as ClickHouse has them now; empty when there is no such table."""
         sql = "select name, type from system.columns where database = currentDatabase() and table = {table:String} order by position"
-        return {name: kind for name, kind in self.rows(sql, {"table": table})}
+        return dict(self.rows(sql, {"table": table}))
 
     def migrate(self, directory: Path) -> list[str]:
         """Apply migrations not yet applied; each is re-runnable, so a lost record does no harm. Returns their names.

@@ -1,0 +1,294 @@
+"""The composition root: builds the parts from the settings, runs the loops, stops them in order.
+
+Guarantees: a loop that fails is started again with growing waits; an error that no restart mends ends the process
+with a clear last line; a stop takes at most ten seconds and loses nothing. The only place that builds adapters.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+
+import structlog
+from attrs import define, field
+
+from replicator.admit import Admission
+from replicator.capture import Capture, CaptureProgress, CaptureSettings
+from replicator.catalog import Catalog
+from replicator.changelog import ChangeLog, StreamPosition
+from replicator.config import Settings, migrations_dir
+from replicator.controls import CAPTURE, Controls
+from replicator.database import Database, DatabaseOptions
+from replicator.deliver import Deliver, DeliverSettings
+from replicator.deliver_work import Worker
+from replicator.errors import ConfigError, LogCorrupt, OwnershipLost, ReplicatorError
+from replicator.ledger import Ledger
+from replicator.model import NO_ENTRY, BatchLimits, EntryId
+from replicator.retry import Ladder
+from replicator.sink import ClickHouseSink, SinkOptions
+from replicator.source import RedisSource, SourceOptions
+
+RESTART_SECONDS = (0.5, 1, 2, 5, 10, 30)
+STEADY_SECONDS = 60
+"""A loop that ran so long is steady again: its next failure waits the shortest time."""
+STOP_SECONDS = 10
+FATAL = (LogCorrupt, OwnershipLost, ConfigError)
+
+log = structlog.get_logger(__name__)
+
+
+def open_database(settings: Settings) -> Database:
+    """The owner's database, migrated. Raises DatabaseUnavailable or LogCorrupt."""
+    profile = settings.writer
+    options = DatabaseOptions(
+        path=profile.database.path,
+        threads=profile.performance.max_threads,
+        memory_mb=profile.performance.cache_size_mb,
+        temp_directory=profile.performance.temp_directory,
+    )
+    database = Database.open(options)
+    database.migrate(migrations_dir() / "duckdb")
+    return database
+
+
+def build_sink(settings: Settings) -> ClickHouseSink:
+    c = settings.clickhouse
+    return ClickHouseSink(
+        SinkOptions(
+            endpoint=c.endpoint,
+            database=c.database,
+            user=c.user,
+            password=c.password,
+            ca_cert=None if c.ca_cert is None else str(c.ca_cert),
+            connect_timeout_seconds=c.connect_timeout_sec,
+            insert_timeout_seconds=c.insert_timeout_sec,
+        )
+    )
+
+
+def build_source(settings: Settings) -> RedisSource:
+    r = settings.redis
+    options = SourceOptions(url=r.url, username=r.username, password=r.password, pipeline=settings.pipeline.name)
+    return RedisSource(options)
+
+
+@define
+class LoopHealth:
+    """How a supervised loop is doing."""
+
+    name: str
+    running: bool = False
+    restarts: int = 0
+    error: str = ""
+    started_at: float = 0.0
+
+
+@define
+class Service:
+    """Everything that runs, for one pipeline. Build it with `Service.build`."""
+
+    settings: Settings
+    database: Database
+    catalog: Catalog
+    controls: Controls
+    changelog: ChangeLog
+    ledger: Ledger
+    source: RedisSource
+    sink: ClickHouseSink
+    progress: CaptureProgress
+    capture: Capture
+    deliver: Deliver
+    instance_id: str
+    stop: threading.Event
+    started_at: float = field(factory=time.time)
+    loops: dict[str, LoopHealth] = field(factory=dict)
+    fatal: ReplicatorError | None = None
+    _threads: list[threading.Thread] = field(factory=list)
+
+    @classmethod
+    def build(cls, settings: Settings) -> Service:
+        """All parts, connected to nothing but the DuckDB file. Raises what opening it raises."""
+        database = open_database(settings)
+        stop, progress = threading.Event(), CaptureProgress()
+        catalog = Catalog.open(database, settings.tables)
+        controls = Controls.open(database)
+        changelog = ChangeLog.open(database)
+        ledger = Ledger.open(database, settings.writer.error_handling.failed_sync_table)
+        instance_id = _instance_id(database)
+        source, sink = build_source(settings), build_sink(settings)
+        capture = Capture(
+            settings=CaptureSettings(
+                streams=lambda: settings.redis.streams,
+                encodings=lambda: catalog.encodings,
+                first_position=lambda stream: first_position(settings, source, stream),
+            ),
+            source=source,
+            changelog=changelog,
+            admission=Admission(session=database.session(), catalog=catalog),
+            session=database.session(),
+            progress=progress,
+            stop=stop,
+            paused=lambda: controls.is_paused(CAPTURE),
+        )
+        deliver = _build_deliver(
+            settings, database, catalog, controls, changelog, ledger, sink, progress, instance_id, stop
+        )
+        return cls(
+            settings=settings,
+            database=database,
+            catalog=catalog,
+            controls=controls,
+            changelog=changelog,
+            ledger=ledger,
+            source=source,
+            sink=sink,
+            progress=progress,
+            capture=capture,
+            deliver=deliver,
+            instance_id=instance_id,
+            stop=stop,
+        )
+
+    def start(self) -> None:
+        """Start the loops, each in a thread of its own, supervised."""
+        self._supervise("capture", self.capture.run)
+        self._supervise("deliver", self._deliver)
+        self._supervise("upkeep", self._upkeep)
+
+    def run(self) -> None:
+        """Start, wait until stopped, stop in order. Raises the error that no restart mends."""
+        self.start()
+        self.stop.wait()
+        self.shut_down()
+        if self.fatal is not None:
+            raise self.fatal
+
+    def shut_down(self) -> None:
+        """Stop the loops within ten seconds and close the file. What was in flight is settled at the next start."""
+        self.stop.set()
+        with self.progress.appended:
+            self.progress.appended.notify_all()
+        deadline = time.monotonic() + STOP_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.1, deadline - time.monotonic()))
+        late = [thread.name for thread in self._threads if thread.is_alive()]
+        if late:
+            log.warning("loops_abandoned", loops=late)
+        self.source.close()
+        self.sink.close()
+        if not late:
+            self.database.close()
+        log.info("service_stopped")
+
+    def _supervise(self, name: str, loop: Callable[[], None]) -> None:
+        health = self.loops[name] = LoopHealth(name=name)
+        thread = threading.Thread(target=self._keep_running, args=(health, loop), name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _keep_running(self, health: LoopHealth, loop: Callable[[], None]) -> None:
+        failures = 0
+        while not self.stop.is_set():
+            health.running, health.started_at = True, time.monotonic()
+            try:
+                loop()
+            except FATAL as error:
+                self._end(health, error)
+            except Exception as error:
+                failures = 0 if time.monotonic() - health.started_at > STEADY_SECONDS else failures
+                health.running, health.error = False, str(error)
+                expected = isinstance(error, ReplicatorError)
+                log.error("loop_failed", loop=health.name, error=str(error), exc_info=not expected)
+                self.stop.wait(RESTART_SECONDS[min(failures, len(RESTART_SECONDS) - 1)])
+                failures += 1
+                health.restarts += 1
+            else:
+                health.running = False
+
+    def _end(self, health: LoopHealth, error: ReplicatorError) -> None:
+        health.running, health.error = False, str(error)
+        self.fatal = self.fatal or error
+        log.critical("service_ends", loop=health.name, error=str(error))
+        self.stop.set()
+
+    def _deliver(self) -> None:
+        """Deliver begins when the sink has our tables; until then capture goes on without it."""
+        prepare_sink(self.sink, self.catalog)
+        self.deliver.run()
+
+    def _upkeep(self) -> None:
+        """What is done now and then: a checkpoint of the DuckDB file when capture is idle, state folded."""
+        session = self.database.session()
+        commits = -1
+        while not self.stop.wait(1.0):
+            idle, commits = self.progress.commits == commits, self.progress.commits
+            if idle and self.database.wal_bytes() > 1 << 20:
+                session.execute("checkpoint")
+
+
+def prepare_sink(sink: ClickHouseSink, catalog: Catalog) -> list[str]:
+    """Our tables in ClickHouse: migrations, then the declared tables. Returns what was applied."""
+    applied = sink.migrate(migrations_dir() / "clickhouse")
+    return applied + catalog.prepare(sink)
+
+
+def _build_deliver(
+    settings: Settings,
+    database: Database,
+    catalog: Catalog,
+    controls: Controls,
+    changelog: ChangeLog,
+    ledger: Ledger,
+    sink: ClickHouseSink,
+    progress: CaptureProgress,
+    instance_id: str,
+    stop: threading.Event,
+) -> Deliver:
+    sync, errors = settings.writer.sync, settings.writer.error_handling
+    limits = BatchLimits(rows_max=sync.batch_size, age_seconds_max=sync.sync_interval_sec)
+    ladder = Ladder(waits_seconds=errors.retry_backoff_sec, retries_max=sync.max_retry_attempts)
+    return Deliver(
+        settings=DeliverSettings(
+            pipeline=settings.pipeline.name,
+            instance_id=instance_id,
+            lane=catalog.lane,
+            limits=lambda: limits,
+            ladder=lambda: ladder,
+            paused=controls.lane_paused,
+        ),
+        session=database.session(),
+        ledger=ledger,
+        sink=sink,
+        worker=Worker(
+            database=database,
+            sink=sink,
+            pipeline=settings.pipeline.name,
+            timeline=lambda: changelog.timeline,
+            stop=stop,
+        ),
+        capture=progress,
+        stop=stop,
+    )
+
+
+def first_position(settings: Settings, source: RedisSource, stream: str) -> StreamPosition:
+    """Where a stream that was never read begins, as ``[redis] start_from`` has it."""
+    start = settings.redis.start_from
+    if start == "oldest":
+        return StreamPosition(stream=stream)
+    about = source.describe(stream)
+    entry_id = about.last_entry_id if start == "newest" else EntryId(start)
+    return StreamPosition(stream=stream, last_entry_id=entry_id if about.exists or start != "newest" else NO_ENTRY)
+
+
+def _instance_id(database: Database) -> str:
+    """The file's own name for itself, given once."""
+    session = database.session()
+    row = session.row("select value from meta where key = 'instance_id'")
+    if row is None:
+        row = (uuid.uuid4().hex,)
+        session.execute("insert into meta values ('instance_id', ?)", [row[0]])
+    session.close()
+    return str(row[0])
