@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -14,13 +16,14 @@ from replicator.embedded.valkey import Valkey
 
 @pytest.fixture(scope="session")
 def _valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
-    with Valkey(directory=tmp_path_factory.mktemp("redis")) as server:
+    binary = os.environ.get("TEST_REDIS_BINARY")
+    with Valkey(directory=tmp_path_factory.mktemp("redis"), binary=Path(binary) if binary else None) as server:
         yield server
 
 
 @pytest.fixture
 def redis_server(_valkey: Valkey) -> Valkey:
-    """A running Redis, empty at the start of each test; the test may kill and start it."""
+    """A running Redis (Valkey, or the program TEST_REDIS_BINARY names), empty at the start of each test; the test may kill and start it."""
     _valkey.start()
     with redis.Redis.from_url(_valkey.url) as client:
         client.flushall()

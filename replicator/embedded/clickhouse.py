@@ -18,7 +18,7 @@ from typing import Self
 import urllib3
 from attrs import define, field
 
-from replicator.embedded.lifeline import release, spawn, tail
+from replicator.embedded.lifeline import release, size, spawn, tail
 from replicator.embedded.ports import LOOPBACK, bound_socket
 from replicator.errors import ReplicatorError
 
@@ -60,6 +60,7 @@ class ClickHouse:
             raise ReplicatorError("the embedded ClickHouse is not installed", hint="pip install 'replicator[embedded]'")
         self.stop()
         self._make_directory()
+        log_start = size(self.log_path)
         with bound_socket(self.port, engine="ClickHouse") as listening:
             self.port = int(listening.getsockname()[1])
             listening.listen(128)
@@ -68,7 +69,7 @@ class ClickHouse:
             self._hand_over(listening.fileno())
         self.pid = self._front.pid
         try:
-            self._await_ready()
+            self._await_ready(log_start)
         except BaseException:
             self.stop()
             raise
@@ -134,7 +135,7 @@ class ClickHouse:
         except BrokenPipeError:
             return  # it ended at once; the wait for readiness says why
 
-    def _await_ready(self) -> None:
+    def _await_ready(self, log_start: int) -> None:
         deadline = time.monotonic() + START_SECONDS
         with urllib3.PoolManager(retries=False) as http:
             while time.monotonic() < deadline and self.running:
@@ -144,4 +145,6 @@ class ClickHouse:
                 except urllib3.exceptions.HTTPError:
                     time.sleep(0.02)
         what = f"did not answer within {START_SECONDS:g} s" if self.running else "ended"
-        raise ReplicatorError(f"the embedded ClickHouse {what}: {tail(self.log_path)}", hint=f"see {self.log_path}")
+        raise ReplicatorError(
+            f"the embedded ClickHouse {what}: {tail(self.log_path, start=log_start)}", hint=f"see {self.log_path}"
+        )

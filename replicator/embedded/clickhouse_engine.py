@@ -29,6 +29,8 @@ _CONFIG = """<clickhouse>
   </query_log>
 </clickhouse>
 """
+_FAILURES = (chdb.ChdbError, RuntimeError, UnicodeDecodeError)
+"""What chDB raises; the last when its message quotes bytes that are not UTF-8."""
 _DEFAULTS = {"log_queries": "1", "calculate_text_stack_trace": "0", "implicit_select": "0"}
 """Where chDB departs from a server's defaults, and stack traces that nobody reads."""
 _READS = frozenset(
@@ -132,7 +134,7 @@ class Engine:
                 written_bytes=result.bytes_written(),
                 elapsed_ns=int(result.elapsed() * 1e9),
             )
-        except (chdb.ChdbError, RuntimeError) as error:
+        except _FAILURES as error:
             raise self._translated(error) from error
         finally:
             handle.close()
@@ -148,7 +150,7 @@ class Engine:
             statement = with_client_ids(query.statement)
             with handle.send_query(statement, query.output_format, params=dict(query.parameters)) as pieces:
                 yield from (piece.bytes() for piece in pieces)
-        except (chdb.ChdbError, RuntimeError) as error:
+        except _FAILURES as error:
             raise self._translated(error) from error
         finally:
             handle.close()
@@ -162,7 +164,7 @@ class Engine:
             handle.query(preparation, "Null")
 
     def _translated(self, error: Exception) -> EngineError:
-        text = str(error)
+        text = error.object.decode("utf-8", "backslashreplace") if isinstance(error, UnicodeDecodeError) else str(error)
         match = _ERROR_CODE.search(text)
         if match is None:
             return clickhouse_error(1002, "UNKNOWN_EXCEPTION", text)

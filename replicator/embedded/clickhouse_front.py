@@ -208,7 +208,10 @@ def main() -> None:
     spool = directory / "spool"
     shutil.rmtree(spool, ignore_errors=True)
     spool.mkdir()
-    engine = Engine(directory)
+    try:
+        engine = Engine(directory)
+    except RuntimeError as error:  # chDB adds its stack trace to the message
+        sys.exit(str(error).partition("Stack trace")[0].splitlines()[0])
     front = Front(engine, spool, Credentials(user=order["user"], password=order["password"]))
     server = uvicorn.Server(
         uvicorn.Config(

@@ -64,13 +64,14 @@ def split_insert(head: bytes, *, complete: bool) -> InlineInsert | Head:
 def _find_data(head: bytes, tokens: Iterator[re.Match[bytes]], *, complete: bool) -> InlineInsert | Head | None:
     depth = 0
     settings_at: int | None = None
-    named = False  # a table may itself be called "values" or "format"
+    named = dotted = False  # a table may itself be called "values" or "format"
     for token in tokens:
         if token.end() == len(head) and not complete:
             return None
         text = token.group()
         depth += (text == b"(") - (text == b")")
-        if token.lastgroup != "word" or depth:
+        part_of_name, dotted = dotted, text == b"."
+        if token.lastgroup != "word" or depth or part_of_name:
             named = named or token.lastgroup == "quoted"
             continue
         if not named:

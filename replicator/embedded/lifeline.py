@@ -79,12 +79,17 @@ def release(child: subprocess.Popen[bytes], *, seconds: float = STOP_SECONDS + 5
         child.wait()
 
 
-def tail(path: Path) -> str:
-    """The last lines an engine wrote, for an error message."""
+def tail(path: Path, *, start: int = 0) -> str:
+    """The last lines an engine wrote to its log since it was ``start`` bytes long, for an error message."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")[-TAIL_CHARACTERS:].strip()
+        return path.read_bytes()[start:].decode(errors="replace")[-TAIL_CHARACTERS:].strip()
     except OSError:
         return ""
+
+
+def size(path: Path) -> int:
+    """How long a log is now, 0 when there is none."""
+    return path.stat().st_size if path.exists() else 0
 
 
 def _die_with_parent() -> None:

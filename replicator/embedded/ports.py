@@ -12,6 +12,16 @@ from replicator.errors import ReplicatorError
 LOOPBACK = "127.0.0.1"
 
 
+class PortTaken(ReplicatorError):
+    """An engine cannot have its port: the operator frees it or chooses another."""
+
+    def __init__(self, port: int, *, engine: str, reason: str) -> None:
+        super().__init__(
+            f"port {port} on {LOOPBACK} is not available to the embedded {engine}: {reason}",
+            hint="stop the program that holds it, or choose another port",
+        )
+
+
 def bound_socket(port: int | None, *, engine: str) -> socket.socket:
     """A TCP socket bound on loopback to ``port``, or to a free one when it is None."""
     bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -20,7 +30,8 @@ def bound_socket(port: int | None, *, engine: str) -> socket.socket:
         bound.bind((LOOPBACK, port or 0))
     except (OSError, OverflowError) as error:
         bound.close()
-        raise port_refused(port or 0, engine=engine, reason=str(error)) from error
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise PortTaken(port or 0, engine=engine, reason=reason or str(error)) from error
     return bound
 
 
@@ -28,11 +39,3 @@ def pick_port(port: int | None, *, engine: str) -> int:
     """``port`` if it can be bound now, else an error; a free one when it is None."""
     with bound_socket(port, engine=engine) as bound:
         return int(bound.getsockname()[1])
-
-
-def port_refused(port: int, *, engine: str, reason: str) -> ReplicatorError:
-    """The one error for a port that an engine cannot have."""
-    return ReplicatorError(
-        f"port {port} on {LOOPBACK} is not available to the embedded {engine}: {reason}",
-        hint="stop the program that holds it, or choose another port",
-    )

@@ -6,6 +6,7 @@ other fails to start.
 
 from __future__ import annotations
 
+import secrets
 import signal
 import sys
 import threading
@@ -30,14 +31,17 @@ class StackEndpoints:
 
 @define(kw_only=True)
 class Stack:
-    """Redis and ClickHouse under ``directory``, on the given ports or on free ones."""
+    """Redis and ClickHouse under ``directory``, on the given ports or on free ones.
+
+    ClickHouse gets a password even when none is given: who may query chDB may read every file its owner may.
+    """
 
     directory: Path = field(converter=Path)
     redis_port: int | None = None
     clickhouse_port: int | None = None
     redis_password: str | None = field(default=None, repr=False)
     user: str = "default"
-    password: str = field(default="", repr=False)
+    password: str = field(factory=lambda: secrets.token_urlsafe(16), repr=False)
     fsync: Fsync = "everysec"
     redis: Valkey = field(init=False)
     clickhouse: ClickHouse = field(init=False)

@@ -17,13 +17,16 @@ from urllib.parse import quote
 
 import redis
 from attrs import define, field
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
-from replicator.embedded.lifeline import release, supervised, tail
-from replicator.embedded.ports import LOOPBACK, pick_port, port_refused
+from replicator.embedded.lifeline import release, size, supervised, tail
+from replicator.embedded.ports import LOOPBACK, PortTaken, pick_port
 from replicator.errors import ReplicatorError
 
 Fsync = Literal["always", "everysec", "no"]
 START_SECONDS = 30.0
+PORT_ATTEMPTS = 5
 
 
 def bundled_binary() -> Path:
@@ -76,16 +79,16 @@ class Valkey:
         if self.running:
             return self
         self.stop()
+        binary = self._runnable()
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.port = pick_port(self.port, engine="Redis")
-        command = [str(self.binary or bundled_binary()), str(self._write_config())]
-        self._supervisor, self.pid = supervised(command, output=self.log_path)
-        try:
-            self._await_ready()
-        except BaseException:
-            self.stop()
-            raise
-        return self
+        if self.port is not None:
+            return self._start_on(pick_port(self.port, engine="Redis"), binary)
+        for _ in range(PORT_ATTEMPTS - 1):
+            try:
+                return self._start_on(pick_port(None, engine="Redis"), binary)
+            except PortTaken:  # by another program, after it was found free
+                continue
+        return self._start_on(pick_port(None, engine="Redis"), binary)
 
     def stop(self) -> None:
         """Stop in order: everything acknowledged is in the append-only file."""
@@ -105,10 +108,28 @@ class Valkey:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _write_config(self) -> Path:
+    def _runnable(self) -> Path:
+        binary = self.binary or bundled_binary()
+        if not os.access(binary, os.X_OK):
+            raise ReplicatorError(f"{binary} is not a program", hint="give the path of a valkey-server or redis-server")
+        return binary
+
+    def _start_on(self, port: int, binary: Path) -> Self:
+        log_start = size(self.log_path)
+        command = [str(binary), str(self._write_config(port))]
+        self._supervisor, self.pid = supervised(command, output=self.log_path)
+        try:
+            self._await_ready(port, log_start)
+        except BaseException:
+            self.stop()
+            raise
+        self.port = port
+        return self
+
+    def _write_config(self, port: int) -> Path:
         """Settings in a file, so that the password shows in no process list."""
         lines = [
-            f"port {self.port}",
+            f"port {port}",
             f"bind {LOOPBACK}",
             f"dir {_quoted(str(self.directory.resolve()))}",
             "daemonize no",
@@ -123,12 +144,11 @@ class Valkey:
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return path
 
-    def _await_ready(self) -> None:
+    def _await_ready(self, port: int, log_start: int) -> None:
         deadline = time.monotonic() + START_SECONDS
-        with redis.Redis(host=LOOPBACK, port=self.port or 0, password=self.password, socket_timeout=5) as client:
-            while time.monotonic() < deadline:
-                if not self.running:
-                    raise self._start_failed("ended")
+        at_once = Retry(NoBackoff(), 0)
+        with redis.Redis(host=LOOPBACK, port=port, password=self.password, socket_timeout=5, retry=at_once) as client:
+            while self.running and time.monotonic() < deadline:
                 try:
                     facts = client.info()
                 except redis.exceptions.RedisError:
@@ -137,15 +157,15 @@ class Valkey:
                 if facts.get("process_id") == self.pid and not facts.get("loading"):
                     return
                 time.sleep(0.01)
-        raise self._start_failed(f"did not answer within {START_SECONDS:g} s")
-
-    def _start_failed(self, what: str) -> ReplicatorError:
-        output = tail(self.log_path)
+        what = f"did not answer within {START_SECONDS:g} s" if self.running else "ended"
+        output = tail(self.log_path, start=log_start)
         if "Address already in use" in output:
-            return port_refused(self.port or 0, engine="Redis", reason="address already in use")
-        return ReplicatorError(f"the embedded Redis {what}: {output}", hint=f"see {self.log_path}")
+            raise PortTaken(port, engine="Redis", reason="Address already in use")
+        raise ReplicatorError(f"the embedded Redis {what}: {output}", hint=f"see {self.log_path}")
 
 
 def _quoted(text: str) -> str:
     """``text`` as one argument of a Valkey configuration line."""
-    return '"' + "".join(f"\\x{byte:02x}" if byte < 33 or byte in b'"\\' else chr(byte) for byte in text.encode()) + '"'
+    plain = range(ord("#"), ord("~"))
+    escaped = (chr(byte) if byte in plain and byte != ord("\\") else f"\\x{byte:02x}" for byte in text.encode())
+    return f'"{"".join(escaped)}"'

@@ -254,6 +254,25 @@ def test_an_error_midway_cuts_the_stream_after_clickhouses_exception_block(http:
     assert received.endswith(tag + b"\r\n__exception__\r\n")
 
 
+def test_a_stream_left_early_ends_its_query(http: Http) -> None:
+    comment = f"left early by {http.database}"
+    response = http.pool.request(
+        "POST",
+        f"{http.server.endpoint}/?{urlencode({'log_comment': comment})}",
+        body=b"select number from system.numbers",
+        headers={"X-ClickHouse-User": http.server.user, "X-ClickHouse-Key": http.server.password},
+        preload_content=False,
+    )
+    running = (
+        f"select count() from system.processes where Settings['log_comment'] = '{comment}' and query like '%numbers'"
+    )
+    assert response.read(100_000).startswith(b"0\n1\n")
+    assert http.text(running) == "1\n"
+    response.close()
+    while http.text(running) != "0\n":
+        pass
+
+
 def test_a_get_may_only_read(http: Http) -> None:
     assert http(query="select 1", method="GET").status == 200
     assert http(query="select 1 settings max_threads = 1", method="GET", max_threads=1).status == 200
