@@ -207,7 +207,7 @@ def plain_column(column: pa.Array, name: str) -> pa.Array:
     column = _unwrapped(column)
     kind = column.type
     if isinstance(kind, pa.JsonType):
-        text = column.storage.cast(pa.string())
+        text = _texts_of(column.storage, lambda value: json.loads(value) if value[:1] == '"' else value)
     elif pt.is_floating(kind):
         text = _float_column(column)
     elif pt.is_decimal(kind):
@@ -237,7 +237,9 @@ def json_column(column: pa.Array, name: str) -> pa.Array:
     elif pt.is_floating(kind):
         plain = _float_column(column)
         text = pc.if_else(pc.is_finite(column), plain, _in_quotes(plain))
-    elif pt.is_boolean(kind) or pt.is_null(kind) or isinstance(kind, pa.JsonType):
+    elif isinstance(kind, pa.JsonType):
+        text = column.storage.cast(pa.string())
+    elif pt.is_boolean(kind) or pt.is_null(kind):
         text = plain_column(column, name)
     elif pt.is_struct(kind):
         text = json_objects(dict(zip([field.name for field in kind], column.flatten(), strict=True)), len(column))

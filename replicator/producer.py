@@ -170,29 +170,44 @@ class Producer:
         op: str = "u",
         at: Any = None,
         encoding: str = "arrow",
+        first_row: int = 0,
     ) -> int:
         """Write many changes of one table; returns how many entries that made.
 
         Columns named `_op`, `_key`, `_ts` and `_id` say it per row. "arrow" puts up to 100,000 rows into an entry,
-        "json" and "flat" write one entry per row. Raises as ``upsert``; then rows before the error may be accepted.
+        "json" and "flat" write one entry per row. Errors count rows from ``first_row``. Raises as ``upsert``; then
+        rows before the error may be accepted.
         """
-        _one_of("op", op, tuple(Op))
         _one_of("encoding", encoding, ENCODINGS)
+        controls = self._batch_controls(table, op, at, first_row)
         stream = self._stream_of(table)
-        controls = encode.BatchControls(
+        entries = 0
+        for batch in _batches(rows, table):
+            entries += self._send_slices(stream, batch, controls, encoding)
+            controls = evolve(controls, first_row=controls.first_row + batch.num_rows)
+        return entries
+
+    def send_objects(
+        self, table: str, objects: pa.Array, known: pa.RecordBatch, *, op: str = "u", first_row: int = 0
+    ) -> int:
+        """Write JSON objects as they are, one entry each; ``known`` holds their key columns and `_op` and its like."""
+        if len(objects):
+            _, given = encode.split_controls(known, self._batch_controls(table, op, None, first_row))
+            self.send_columns(self._stream_of(table), {"data": objects, **given}, len(objects))
+        return len(objects)
+
+    def _batch_controls(self, table: str, op: str, at: Any, first_row: int) -> encode.BatchControls:
+        _one_of("op", op, tuple(Op))
+        return encode.BatchControls(
             where=table,
             op=Op(op),
             key_columns=self._key_columns(table),
             at=_instant(at, table),
             id_prefix=new_event_id() if self._idempotency else None,
             schema_tag=self._schema_tag,
-            table=table if stream != table else None,
+            table=table if self._stream_of(table) != table else None,
+            first_row=first_row,
         )
-        entries = 0
-        for batch in _batches(rows, table):
-            entries += self._send_slices(stream, batch, controls, encoding)
-            controls = evolve(controls, first_row=controls.first_row + batch.num_rows)
-        return entries
 
     def _send_slices(self, stream: str, batch: pa.RecordBatch, controls: encode.BatchControls, encoding: str) -> int:
         if encoding == "arrow":

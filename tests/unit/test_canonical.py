@@ -135,7 +135,7 @@ COLUMNS = [
     (pa.array([b"\x00\xff", None]), ['"AP8="', "null"]),
     (pa.array([b"ab"], pa.binary(2)), ['"YWI="']),
     (pa.array([UUID_1.bytes, None], pa.binary(16)).cast(pa.uuid()), [f'"{UUID_1}"', "null"]),
-    (pa.array(['{"a":1}', None], pa.json_()), ['{"a":1}', "null"]),
+    (pa.array(['{"a":1}', '"x\\n"', "1.50", None], pa.json_()), ['{"a":1}', '"x\\n"', "1.50", "null"]),
     (pa.nulls(2), ["null", "null"]),
     (pa.array([[1, None], [], None]), ["[1,null]", "[]", "null"]),
     (pa.array([[1, 2]], pa.list_(pa.int64(), 2)), ["[1,2]"]),
