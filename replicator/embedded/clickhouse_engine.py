@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 import chdb
 from attrs import field, frozen
 
+from replicator.embedded.clickhouse_form import ExternalTable
 from replicator.embedded.clickhouse_query_id import CARRIER, with_client_ids
 
 _ERROR_CODE = re.compile(r"Code: (\d+)\. DB::Exception: ")
@@ -63,6 +64,7 @@ class Query:
     settings: Mapping[str, str] = field(factory=dict)
     parameters: Mapping[str, str] = field(factory=dict)
     readonly: bool = False
+    externals: Sequence[ExternalTable] = ()
 
     def preparations(self) -> list[bytes]:
         """The statements that bring a fresh handle into the state this query asks for."""
@@ -71,7 +73,8 @@ class Query:
             assignments["readonly"] = "2"
         text = ", ".join(f"{_setting_name(name)} = {_quoted(value)}" for name, value in assignments.items())
         use = [f"USE {_quoted(self.database, '`')}"] if self.database else []
-        return [statement.encode("utf-8", "surrogateescape") for statement in (*use, f"SET {text}")]
+        tables = [statement for table in self.externals for statement in table.preparations()]
+        return [statement.encode("utf-8", "surrogateescape") for statement in (*use, f"SET {text}", *tables)]
 
 
 @frozen(kw_only=True)

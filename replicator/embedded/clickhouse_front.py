@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -30,7 +30,15 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from replicator.embedded.clickhouse_engine import Answer, Engine, EngineError, Query, clickhouse_error
-from replicator.embedded.clickhouse_request import Credentials, Demand, content_type, demand_of, http_status
+from replicator.embedded.clickhouse_form import ExternalTable, is_form, read_form
+from replicator.embedded.clickhouse_request import (
+    Credentials,
+    Demand,
+    content_type,
+    demand_of,
+    external_table,
+    http_status,
+)
 from replicator.embedded.clickhouse_statement import (
     HEAD_BYTES_MAX,
     Head,
@@ -91,15 +99,32 @@ class Front:
 
     async def _answer(self, request: Request, demand: Demand, body: AsyncIterator[bytes]) -> Response:
         coding = request.headers.get("content-encoding", "")
-        with tempfile.NamedTemporaryFile(dir=self._spool, prefix="insert-") as spooled:
-            statement = await _read(body, demand.statement, coding, spooled)
-            query = demand.query(statement, _first_word(statement))
+        with ExitStack() as spooled:
+            if is_form(request.headers.get("content-type", "")):
+                form = read_form(request.headers["content-type"], await _read_whole(body, coding))
+                demand = demand_of(request, form)
+                demand.check()
+                tables = [self._spooled_table(request, *named, spooled) for named in form.files.items()]
+                statement = demand.statement
+            else:
+                file, tables = spooled.enter_context(self._spool_file()), ()
+                statement = await _read(body, demand.statement, coding, file)
+            query = demand.query(statement, _first_word(statement), tables)
             format_name = output_format(statement) or demand.output_format
-            if not demand.waits and joins_into_a_whole(query, format_name):
+            if not demand.waits and not tables and joins_into_a_whole(query, format_name):
                 return await self._streamed(request, query, format_name)
             with self._claimed(query.query_id):
                 answer = await anyio.to_thread.run_sync(self._engine.run, query, limiter=self._threads)
         return self._whole(answer, demand, format_name)
+
+    def _spool_file(self) -> tempfile._TemporaryFileWrapper[bytes]:
+        return tempfile.NamedTemporaryFile(dir=self._spool, prefix="insert-")
+
+    def _spooled_table(self, request: Request, name: str, content: bytes, spooled: ExitStack) -> ExternalTable:
+        file = spooled.enter_context(self._spool_file())
+        file.write(content)
+        file.flush()
+        return external_table(request, name, file.name)
 
     async def _streamed(self, request: Request, query: Query, format_name: str) -> Response:
         headers = self._headers(query.query_id) | {"X-ClickHouse-Format": format_name}
@@ -156,8 +181,8 @@ async def _read(body: AsyncIterator[bytes], head: bytes, coding: str, spooled: I
         head += decoded
         if insert is Head.NEEDS_MORE:
             insert = _begin_insert(head, spooled, complete=len(head) > HEAD_BYTES_MAX)
-        if insert is Head.NO_DATA and len(head) > STATEMENT_BYTES_MAX:
-            raise clickhouse_error(62, "SYNTAX_ERROR", f"Max query size exceeded ({STATEMENT_BYTES_MAX} bytes)")
+        if insert is Head.NO_DATA:
+            _check_size(head)
     decode.finish()
     if insert is Head.NEEDS_MORE:
         insert = _begin_insert(head, spooled, complete=True)
@@ -165,6 +190,20 @@ async def _read(body: AsyncIterator[bytes], head: bytes, coding: str, spooled: I
         return head
     spooled.flush()
     return insert.from_file(spooled.name)
+
+
+async def _read_whole(body: AsyncIterator[bytes], coding: str) -> bytes:
+    decode, head = decoder(coding), b""
+    async for piece in body:
+        head += decode.decode(piece)
+        _check_size(head)
+    decode.finish()
+    return head
+
+
+def _check_size(statement: bytes) -> None:
+    if len(statement) > STATEMENT_BYTES_MAX:
+        raise clickhouse_error(62, "SYNTAX_ERROR", f"Max query size exceeded ({STATEMENT_BYTES_MAX} bytes)")
 
 
 def _begin_insert(head: bytes, spooled: IO[bytes], *, complete: bool) -> InlineInsert | Head:
@@ -228,7 +267,9 @@ def main() -> None:
 
 def _stop(server: uvicorn.Server) -> None:
     """Ask for an orderly stop, and end the process if that takes too long."""
-    threading.Timer(STOP_SECONDS, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    deadline = threading.Timer(STOP_SECONDS, os.kill, (os.getpid(), signal.SIGKILL))
+    deadline.daemon = True
+    deadline.start()
     server.should_exit = True
 
 

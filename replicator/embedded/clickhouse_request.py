@@ -9,12 +9,14 @@ import base64
 import binascii
 import hmac
 import uuid
+from collections.abc import Sequence
 from urllib.parse import parse_qsl
 
 from attrs import field, frozen
 from starlette.requests import Request
 
 from replicator.embedded.clickhouse_engine import Query, clickhouse_error
+from replicator.embedded.clickhouse_form import TABLE_SUFFIXES, ExternalTable, Form, described_table
 from replicator.embedded.http_codings import negotiate
 
 _OWN = frozenset(
@@ -96,7 +98,7 @@ class Demand:
                 message = f"The embedded ClickHouse does not know {name}=1; use Content-Encoding and Accept-Encoding"
                 raise clickhouse_error(48, "NOT_IMPLEMENTED", message)
 
-    def query(self, statement: bytes, first_word: str) -> Query:
+    def query(self, statement: bytes, first_word: str, externals: Sequence[ExternalTable] = ()) -> Query:
         """The whole statement with everything that goes with it."""
         return Query(
             statement=statement,
@@ -107,14 +109,16 @@ class Demand:
             settings={name: value for name, value in self.settings.items() if name not in _CODING},
             parameters=self.parameters,
             readonly=self.readonly,
+            externals=externals,
         )
 
 
-def demand_of(request: Request) -> Demand:
-    """Read a request's URL and headers."""
-    values = _url_values(request)
+def demand_of(request: Request, form: Form | None = None) -> Demand:
+    """Read a request's URL and headers, and its form where it has one."""
+    values = _url_values(request) | (form.fields if form else {})
     headers = request.headers
-    settings = {name: value for name, value in values.items() if name not in _OWN and not name.startswith("param_")}
+    own = _OWN | {name + suffix for name in (form.files if form else ()) for suffix in TABLE_SUFFIXES}
+    settings = {name: value for name, value in values.items() if name not in own and not name.startswith("param_")}
     compressed = settings.get("enable_http_compression", "0") not in ("0", "false", "")
     return Demand(
         statement=values.get("query", "").encode("utf-8", "surrogateescape"),
@@ -127,6 +131,11 @@ def demand_of(request: Request) -> Demand:
         parameters={name[6:]: value for name, value in values.items() if name.startswith("param_")},
         readonly=request.method in ("GET", "HEAD"),
     )
+
+
+def external_table(request: Request, name: str, path: str) -> ExternalTable:
+    """The table that a form's file ``name``, now at ``path``, brings along."""
+    return described_table(name, path, _url_values(request))
 
 
 def _is_text(value: str) -> bool:

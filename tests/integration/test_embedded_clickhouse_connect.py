@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError, StreamFailureError
+from clickhouse_connect.driver.external import ExternalData
 
 from replicator.embedded.clickhouse import ClickHouse
 
@@ -103,6 +104,21 @@ def test_streams_and_raw_queries(client: Client) -> None:
     with client.raw_stream("select number from numbers(200000)", fmt="CSV") as stream:
         assert stream.read().count(b"\n") == 200_000
     assert client.query_df("select number from numbers(3)")["number"].tolist() == [0, 1, 2]
+
+
+def test_forms_bring_parameters_and_external_tables(clickhouse_server: ClickHouse, client: Client) -> None:
+    with connect(clickhouse_server, client.database, form_encode_query_params=True) as form_client:
+        text = "x" * 100_000 + ROW[2]
+        assert form_client.query("select {s:String} as s", parameters={"s": text}).first_row == (text,)
+        with pytest.raises(DatabaseError) as refused:
+            form_client.query("select {s:Int32} as s", parameters={"s": "x"})
+        assert refused.value.code == 457
+    rows = ExternalData(
+        file_name="keys.csv", data=b'7,seven\n8,"ei\r\nght"\n', fmt="CSV", structure="k Int64, name String"
+    )
+    asked = client.query("select k, name from keys order by k", external_data=rows)
+    assert asked.result_rows == [(7, "seven"), (8, "ei\r\nght")]
+    assert client.command("exists temporary table keys") == 0
 
 
 def test_an_error_midway_is_an_error_for_the_client(client: Client) -> None:

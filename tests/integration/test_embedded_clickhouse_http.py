@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
 import json
+import socket
 import subprocess
 import zlib
 from collections.abc import Iterator
@@ -271,6 +273,16 @@ def test_a_stream_left_early_ends_its_query(http: Http) -> None:
     response.close()
     while http.text(running) != "0\n":
         pass
+
+
+def test_an_upload_cut_short_inserts_nothing(http: Http) -> None:
+    login = base64.b64encode(f"{http.server.user}:{http.server.password}".encode()).decode()
+    target = f"/?{urlencode({'database': http.database, 'query': 'insert into t format CSV'})}"
+    for length in ("Content-Length: 1000\r\n\r\n1,x\n2,y\n", "Transfer-Encoding: chunked\r\n\r\n4\r\n1,x\n\r\n"):
+        with socket.create_connection(("127.0.0.1", http.server.port)) as upload:
+            upload.sendall(f"POST {target} HTTP/1.1\r\nHost: x\r\nAuthorization: Basic {login}\r\n{length}".encode())
+    http.text("insert into t values (5, 'after')")
+    assert http.text("select a from t") == "5\n"
 
 
 def test_a_get_may_only_read(http: Http) -> None:
