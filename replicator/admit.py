@@ -6,8 +6,9 @@ reason and its raw bytes; the rest go on in their order. Never rounds, wraps or 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from attrs import define, frozen
@@ -17,6 +18,8 @@ from replicator.database import Session, statement
 from replicator.decode import Decoded
 from replicator.decode_parts import pack_row, rejection_table
 from replicator.payload import strict_json
+from replicator.schema import TableSchema, literal
+from replicator.typed import check_sql, misfits_sql
 
 
 @frozen(kw_only=True)
@@ -35,34 +38,86 @@ class Admission:
     catalog: Catalog
 
     def admit(self, decoded: Decoded) -> Admitted:
-        changes = decoded.changes
-        if changes.num_rows == 0:
+        """The changes that may be logged, with their keys and schema versions, and every rejection."""
+        if decoded.changes.num_rows == 0:
+            return Admitted(changes=decoded.changes, rejections=decoded.rejections)
+        refused: dict[int, str] = {}
+        changes = self._well_formed(decoded.changes, refused)
+        for table in pc.unique(changes["table_name"]).to_pylist():
+            schema = self.catalog.current.get(table)
+            if schema is not None:
+                changes = self._typed(changes, schema, refused)
+        if not refused:
             return Admitted(changes=changes, rejections=decoded.rejections)
-        numbered = changes.append_column("row_index", pa.array(range(changes.num_rows), pa.int32()))
-        with self.session.relation(decoded_changes=numbered):
-            suspects = self.session.rows(statement("admit/suspects"))
-        if not suspects:
-            return Admitted(changes=changes, rejections=decoded.rejections)
-        return _settle(decoded, dict(suspects))
+        return Admitted(changes=without(changes, refused), rejections=with_rejections(decoded, refused))
+
+    def _well_formed(self, changes: pa.Table, refused: dict[int, str]) -> pa.Table:
+        """Payloads that are JSON objects, made canonical where they were not; the others into ``refused``."""
+        with self.session.relation(decoded_changes=numbered(changes)):
+            suspects = dict(self.session.rows(statement("admit/suspects")))
+        mended: dict[int, str] = {}
+        for row, reason in suspects.items():
+            if reason is not None:
+                refused[row] = reason
+                continue
+            try:
+                mended[row] = strict_json(changes["payload"][row].as_py())
+            except ValueError as error:
+                known = str(error).startswith(("is", "holds"))
+                refused[row] = f"the payload {error}" if known else f"the payload is not JSON: {error}"
+        return _replace_payloads(changes, mended)
+
+    def _typed(self, changes: pa.Table, schema: TableSchema, refused: dict[int, str]) -> pa.Table:
+        """The table's changes under its canonical keys and schema version; those that do not fit into ``refused``."""
+        mine = f"(select * from decoded_changes where table_name = {literal(schema.name)})"
+        with self.session.relation(decoded_changes=numbered(changes)):
+            found = self.session.arrow(check_sql(schema, mine)).combine_chunks()
+            unfit = found.filter(pc.invert(pc.fill_null(found["fits"], False)))["row_index"].to_pylist()
+            new = [row for row in unfit if row not in refused]
+            if new:
+                self._explain(schema, mine, new, refused)
+        if found.num_rows == changes.num_rows and not unfit:
+            order = pc.sort_indices(found["row_index"])
+            return _stamp(changes, found["key"].take(order), schema.schema_version)
+        return _stamp_some(changes, found, schema.schema_version)
+
+    def _explain(self, schema: TableSchema, mine: str, rows: Sequence[int], refused: dict[int, str]) -> None:
+        listed = ", ".join(map(str, rows))
+        sql = misfits_sql(schema, f"(select * from {mine} where row_index in ({listed}))")
+        for row, column, reason in self.session.rows(sql):
+            text = reason if column is None else f"{column}: {reason}"
+            refused[row] = f"{refused[row]}; {text}" if row in refused else text
+        for row in rows:
+            refused.setdefault(row, f"does not fit table {schema.name}")
 
 
-def _settle(decoded: Decoded, suspects: Mapping[int, str | None]) -> Admitted:
-    """Look at each suspect row singly: its canonical payload, or the reason why it cannot be logged."""
-    changes, mended, refused = decoded.changes, {}, {}
-    for row, reason in suspects.items():
-        if reason is not None:
-            refused[row] = reason
-            continue
-        try:
-            mended[row] = strict_json(changes["payload"][row].as_py())
-        except ValueError as error:
-            refused[row] = (
-                f"the payload {error}"
-                if str(error).startswith(("is", "holds"))
-                else f"the payload is not JSON: {error}"
-            )
-    changes = _replace_payloads(changes, mended)
-    return Admitted(changes=without(changes, refused), rejections=with_rejections(decoded, refused))
+def numbered(changes: pa.Table) -> pa.Table:
+    """The changes with their places, as ``row_index``."""
+    return changes.append_column("row_index", pa.array(np.arange(changes.num_rows, dtype=np.int32)))
+
+
+def _stamp(changes: pa.Table, keys: pa.Array, schema_version: int) -> pa.Table:
+    versions = pa.repeat(pa.scalar(schema_version, pa.int32()), changes.num_rows)
+    place = changes.schema.get_field_index
+    changes = changes.set_column(place("schema_version"), "schema_version", versions)
+    return changes.set_column(place("key"), "key", keys)
+
+
+def _stamp_some(changes: pa.Table, found: pa.Table, schema_version: int) -> pa.Table:
+    """The same where other tables' changes stand between."""
+    order = pc.sort_indices(found["row_index"])
+    mask = np.zeros(changes.num_rows, dtype=bool)
+    mask[found["row_index"].to_numpy()] = True
+    new = pa.repeat(pa.scalar(schema_version, pa.int32()), found.num_rows)
+    versions = pc.replace_with_mask(changes["schema_version"].combine_chunks(), pa.array(mask), new)
+    keys = pc.replace_with_mask(changes["key"].combine_chunks(), pa.array(mask), _one(found["key"].take(order)))
+    place = changes.schema.get_field_index
+    changes = changes.set_column(place("schema_version"), "schema_version", versions)
+    return changes.set_column(place("key"), "key", keys)
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def _replace_payloads(changes: pa.Table, mended: Mapping[int, str]) -> pa.Table:

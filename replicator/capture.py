@@ -14,9 +14,10 @@ from typing import Protocol
 
 import pyarrow as pa
 import structlog
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from replicator.admit import Admission
+from replicator.catalog import Routes
 from replicator.changelog import Append, ChangeLog, StreamPosition
 from replicator.chunk import Chunk, gather
 from replicator.database import Session
@@ -69,10 +70,10 @@ class CaptureProgress:
 
 @frozen(kw_only=True)
 class CaptureSettings:
-    """``streams()`` and ``encodings()`` are asked anew for each read: the configuration may be reloaded."""
+    """``streams()`` and ``routes()`` are asked anew for each read: the configuration may be reloaded."""
 
     streams: Callable[[], tuple[str, ...]]
-    encodings: Callable[[], Mapping[str, str]]
+    routes: Callable[[], Routes]
     first_position: Callable[[str], StreamPosition]
 
 
@@ -130,8 +131,9 @@ class Capture:
                 positions[stream] = self.settings.first_position(stream)
         wanted = {stream: positions[stream] for stream in self.settings.streams()}
         reads, behind = self.source.read(wanted, block_seconds=BLOCK_SECONDS)
+        routes = self.settings.routes()
         for place, read in enumerate(reads):
-            decoded = decode(read, self.settings.encodings())
+            decoded = decode(evolve(read, table=routes.tables.get(read.stream)), routes.encodings)
             admitted = self.admission.admit(decoded)
             chunk = Chunk.of(read, positions[read.stream], admitted, more=behind or place < len(reads) - 1)
             positions[read.stream] = chunk.end

@@ -1,44 +1,184 @@
 """The declared tables as they are now and as they were: schemas by version, and the lanes deliver sends them in.
 
-Guarantees: a change is typed, sent and hashed by the schema version it was logged under. Never changes a table in
-ClickHouse that it did not make.
+Guarantees: a change is typed, sent and hashed by the schema version it was logged under; a table in ClickHouse that
+is not as it should be is noticed before a row is sent to it. Never alters a table that it did not make.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 
-from attrs import define, field
+from attrs import define, field, frozen
 
+from replicator import sink_ddl
 from replicator.config import TableConfig
-from replicator.database import Database
-from replicator.lanes import Lane, generic_lane
+from replicator.database import Database, Session, now, statement
+from replicator.errors import ConfigError, SinkMisshapen
+from replicator.lanes import Lane, generic_lane, typed_lane
+from replicator.log_columns import GENERIC, PIPELINE, SEND
 from replicator.model import GENERIC_LANE
+from replicator.schema import TableSchema, compare, definition, from_definition, table_schema
 from replicator.sink import ClickHouseSink
+from replicator.state import create_views
+
+
+@frozen(kw_only=True)
+class Routes:
+    """How the entries of each stream are read: the encoding where it is not to be detected, the table it means."""
+
+    encodings: Mapping[str, str] = field(factory=dict)
+    tables: Mapping[str, str] = field(factory=dict)
 
 
 @define
 class Catalog:
-    """Shared by capture and deliver; replaced as a whole when the configuration is read again."""
+    """Shared by capture (what a change must look like) and deliver (how it is sent)."""
 
     database: Database
-    encodings: Mapping[str, str] = field(factory=dict)
-    _generic: Lane = field(factory=generic_lane)
+    log_ttl_days: int = 0
+    routes: Routes = field(factory=Routes)
+    current: Mapping[str, TableSchema] = field(factory=dict)
+    """The declared tables, each at its newest version."""
+    _versions: dict[tuple[str, int], TableSchema] = field(factory=dict)
+    _lanes: dict[tuple[str, int], Lane] = field(factory=dict)
+    _made: set[tuple[str, int]] = field(factory=set)
+    _lock: threading.Lock = field(factory=threading.Lock)
 
     @classmethod
-    def open(cls, database: Database, tables: Sequence[TableConfig]) -> Catalog:
-        """The catalog for the configured tables."""
-        return cls(database=database, encodings={t.stream: t.encoding for t in tables if t.encoding != "auto"})
+    def open(cls, database: Database, tables: Sequence[TableConfig], log_ttl_days: int = 0) -> Catalog:
+        """The catalog for the configured tables; see `declare` for what it raises."""
+        catalog = cls(database=database, log_ttl_days=log_ttl_days)
+        session = database.session()
+        for name, version, text in session.rows(statement("catalog/schemas")):
+            catalog._versions[name, version] = from_definition(text, version)
+        session.close()
+        catalog.declare(tables)
+        return catalog
 
-    @property
-    def lane_names(self) -> list[str]:
-        return [GENERIC_LANE]
+    def declare(self, tables: Sequence[TableConfig]) -> list[str]:
+        """Take the configured tables as they are now. Returns what changed, in words.
+
+        A changed table gets a new version, recorded before the first change is logged under it. Raises ConfigError
+        with every problem, and then nothing was taken.
+        """
+        problems: list[str] = []
+        declared: dict[str, TableSchema] = {}
+        for table in tables:
+            try:
+                schema = table_schema(table.name, table.columns, table.key, table.on_unknown_field)
+                declared[table.name] = self._versioned(schema)
+            except ConfigError as error:
+                problems += [f"replicator.toml: [[tables]] {table.name}: {problem}" for problem in error.problems]
+        if problems:
+            raise ConfigError(problems)
+        changed = [s for s in declared.values() if (s.name, s.schema_version) not in self._versions]
+        session = self.database.session()
+        self._record(session, changed)
+        for schema in declared.values():
+            create_views(session, self.history(schema.name))
+        session.close()
+        self.current = declared
+        self.routes = Routes(
+            encodings={t.stream: t.encoding for t in tables if t.encoding != "auto"},
+            tables={t.stream: t.name for t in tables},
+        )
+        return [f"{s.name} is at version {s.schema_version}" for s in changed]
+
+    def _versioned(self, schema: TableSchema) -> TableSchema:
+        """The schema at the version it has, or would get."""
+        known = self.history(schema.name)
+        if not known:
+            return schema.at_version(1)
+        newest = known[-1]
+        change = compare(newest, schema)
+        if change.refusals:
+            raise ConfigError(change.refusals)
+        return newest if change.is_empty else schema.at_version(newest.schema_version + 1)
+
+    def _record(self, session: Session, schemas: Sequence[TableSchema]) -> None:
+        with session.transaction():
+            for schema in schemas:
+                row = [schema.name, schema.schema_version, definition(schema), now()]
+                session.execute(statement("catalog/add_schema"), row)
+        for schema in schemas:
+            self._versions[schema.name, schema.schema_version] = schema
+
+    def history(self, table: str) -> list[TableSchema]:
+        """The table's schemas, oldest first."""
+        return [self._versions[key] for key in sorted(self._versions) if key[0] == table]
+
+    # ── deliver's side ──
 
     def lane(self, name: str, schema_version: int) -> Lane:
-        """The lane of a table at one schema version."""
-        assert name == GENERIC_LANE and schema_version == 0, (name, schema_version)
-        return self._generic
+        """The lane of a table at one schema version; version 0 is the newest of a declared table."""
+        if name == GENERIC_LANE:
+            return self._lanes.setdefault((name, 0), generic_lane())
+        version = schema_version or self.history(name)[-1].schema_version
+        key = (name, version)
+        if key not in self._lanes:
+            self._lanes[key] = typed_lane(self._versions[key])
+        return self._lanes[key]
+
+    def ensure(self, sink: ClickHouseSink, lane: Lane) -> None:
+        """Make or alter the lane's tables where that is still to be done, and see that they are as expected.
+
+        Call with no insert of this lane in flight. Raises SinkMisshapen naming every difference.
+        """
+        if lane.name == GENERIC_LANE:
+            return _check(sink, {GENERIC_LANE: {c.name: c.clickhouse for c in (PIPELINE, *GENERIC, SEND)}})
+        newest = self._newest_made(lane)
+        if (lane.name, newest.schema_version) not in self._made:
+            self._make(sink, newest)
+        expected = {newest.log_name: sink_ddl.expected_columns(newest)}
+        expected[newest.state_name] = sink_ddl.expected_state_columns(newest)
+        try:
+            _check(sink, expected)
+        except SinkMisshapen:
+            self._made.discard((lane.name, newest.schema_version))
+            raise
+        return None
+
+    def _newest_made(self, lane: Lane) -> TableSchema:
+        """A table is never altered back: an old version's batch goes into the newest table that was made."""
+        made = [version for name, version in self._made if name == lane.name]
+        return self._versions[lane.name, max([lane.schema_version, *made])]
+
+    def _make(self, sink: ClickHouseSink, schema: TableSchema) -> None:
+        found = sink.columns(schema.log_name)
+        for old in self.history(schema.name):
+            older = old.schema_version < schema.schema_version
+            if older and found and not sink_ddl.drift(sink_ddl.expected_columns(old), found):
+                for sql in sink_ddl.alter_statements(old, schema):
+                    sink.command(sql)
+                break
+        for sql in sink_ddl.create_statements(schema, self.log_ttl_days or None):
+            sink.command(sql)
+        with self._lock:
+            self._made.add((schema.name, schema.schema_version))
 
     def prepare(self, sink: ClickHouseSink) -> list[str]:
-        """Make the declared tables in ClickHouse where they are missing. Returns what was done."""
-        return []
+        """Make all declared tables now, so that analysts find them before the first change. Returns their names.
+
+        A table that cannot be made is left for its lane to report.
+        """
+        done = []
+        for name, schema in self.current.items():
+            try:
+                self.ensure(sink, self.lane(name, schema.schema_version))
+            except SinkMisshapen:
+                continue
+            done.append(name)
+        return done
+
+
+def _check(sink: ClickHouseSink, expected: Mapping[str, Mapping[str, str]]) -> None:
+    found = sink.columns_of(list(expected))
+    for table, columns in expected.items():
+        problems = sink_ddl.drift(columns, found.get(table, {})) if table in found else ["it does not exist"]
+        if problems:
+            raise SinkMisshapen(
+                f"table {table} in ClickHouse is not as it should be: {'; '.join(problems)}",
+                hint="put it back, or rename it away and let it be made anew",
+                code="drift",
+            )

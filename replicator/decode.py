@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from attrs import field, frozen
 
-from replicator.payload import json_objects, json_texts
 from replicator.decode_arrow import ArrowEntries, decode_arrow
 from replicator.decode_parts import EMPTY_CHANGES, RAW_CHANGE_SCHEMA, Rejections, parse_times
 from replicator.decode_parts import text_column as text
+from replicator.payload import json_objects, json_texts
 
 CONTROLS = ("op", "key", "ts", "id", "v", "table", "traceparent")
 CONTROL_NAMES = frozenset(name.encode() for name in CONTROLS)
@@ -35,6 +35,8 @@ class StreamRead:
     fields: Sequence[Sequence[bytes] | None]
     skip_through_row: int | None = field(default=None)
     """Rows of the first entry up to this one are in the log already."""
+    table: str | None = field(default=None)
+    """The table that its entries mean where they do not name one; None: the stream's own name."""
 
     @property
     def payload_bytes(self) -> int:
@@ -170,7 +172,11 @@ def _finish(group: _Group, columns: Mapping[str, pa.Array]) -> pa.Table:
         reject.add(index[i], reason)
     payload = columns["data"]
     _check_payload(payload, op, columns.get("key"), group)
-    table_name = pc.fill_null(columns["table"], read.stream) if "table" in columns else pa.repeat(read.stream, rows)
+    table_name = (
+        pc.fill_null(columns["table"], read.table or read.stream)
+        if "table" in columns
+        else pa.repeat(read.table or read.stream, rows)
+    )
     ids = read.ids if isinstance(index, range) else [read.ids[i] for i in index]
     table = pa.table(
         {

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from attrs import frozen
 
-from replicator.payload import table_json
 from replicator.decode_parts import EMPTY_CHANGES, RAW_CHANGE_SCHEMA, Rejections, pack_row, parse_times, text_column
+from replicator.payload import table_json
 
 if TYPE_CHECKING:
     from replicator.decode import StreamRead
@@ -91,7 +91,7 @@ def _entry_changes(entries: ArrowEntries, index: int, table: pa.Table, given: Ma
     payload = table_json(table.drop_columns([n for n in ROW_CONTROLS if n in table.column_names]))
     changes = pa.table(
         {
-            "table_name": pa.repeat(given.get("table") or read.stream, rows),
+            "table_name": pa.repeat(given.get("table") or read.table or read.stream, rows),
             "op": op,
             "key": control.get("_key", nothing),
             "payload": payload,

@@ -31,6 +31,16 @@ def default_problem(column_type: ColumnType, text: str) -> str | None:
     return _CHECKS[column_type.kind](column_type, text)
 
 
+def utc_text(text: str) -> str:
+    """A timestamp that fits, with any offset, as DuckDB's text of the same instant in UTC, every decimal kept."""
+    match = _INSTANT.fullmatch(text)
+    assert match is not None
+    fraction = match["fraction"] or ""
+    instant = datetime.fromisoformat(text.replace(fraction, "", 1) if fraction else text)
+    utc = instant.astimezone(UTC) if instant.tzinfo else instant
+    return utc.strftime("%Y-%m-%d %H:%M:%S") + fraction
+
+
 def _integer(column_type: ColumnType, text: str) -> str | None:
     if not _NUMBER.fullmatch(text):
         return "is not a number"

@@ -96,6 +96,8 @@ class Worker:
     pipeline: str
     timeline: Callable[[], int]
     stop: Event
+    ensure: Callable[[Lane], None] = lambda lane: None
+    """Makes the lane's tables where that is still to be done, and sees that they are as they should be."""
     _local: local = field(factory=local, init=False)
 
     def _session(self) -> Session:
@@ -106,7 +108,7 @@ class Worker:
 
     def prepare(self, lane: Lane, offsets: OffsetRange, schema_version: int) -> Prepared:
         """Read the lane's changes of a range, typed and hashed, in the order of their offsets."""
-        table = self._session().arrow(lane.batch_sql(), {"first": offsets.first, "last": offsets.last})
+        table = self._session().arrow(lane.batch_sql, {"first": offsets.first, "last": offsets.last})
         table = _in_order(table, lane.offset_column)
         hashes = table[ROW_HASH].to_numpy()
         checksum = Checksum(
@@ -139,6 +141,7 @@ class Worker:
 
     def _send(self, attempt: Attempt, prepared: Prepared, started: float) -> Outcome:
         batch, send = attempt.batch, self.send_of(attempt.lane, attempt.batch, attempt.number)
+        self.ensure(attempt.lane)
         numbers = pa.repeat(pa.scalar(send.send, pa.uint64()), prepared.table.num_rows)
         query_id = self.sink.insert(send, prepared.table.append_column("_send", numbers))
         failpoint("send.after")

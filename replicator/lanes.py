@@ -7,32 +7,19 @@ from __future__ import annotations
 
 from attrs import frozen
 
+from replicator.checksum import GENERIC_HASHED, hashed_columns, row_hash_clickhouse, row_hash_duckdb
+from replicator.log_columns import GENERIC
 from replicator.model import GENERIC_LANE
+from replicator.schema import TableSchema, literal, quote_clickhouse
+from replicator.typed import typed_rows_sql
 
-GENERIC_COLUMNS = (
-    "log_offset",
-    "version",
-    "table_name",
-    "op",
-    "key",
-    "payload",
-    "schema_version",
-    "producer_schema",
-    "event_id",
-    "event_at",
-    "logged_at",
-    "stream",
-    "stream_epoch",
-    "entry_id",
-    "entry_row",
-)
-_GENERIC_HASHED = ("version", "table_name", "op", "key", "payload", "event_id", "entry_id")
 ROW_HASH = "_row_hash"
 
 
 @frozen(kw_only=True)
 class Lane:
-    """``select`` yields the target's columns but ``_pipeline`` and ``_send``, then ``_row_hash`` (uint64).
+    """``batch_sql`` is the DuckDB query for one batch, with parameters ``first`` and ``last``: the target's columns
+    but ``_pipeline`` and ``_send``, then ``_row_hash`` (uint64).
 
     ``where`` picks the lane's changes from ``change_log``. ``hash_clickhouse`` is the same hash over the target's
     columns; ``offset_column`` names the offset there. ``state_check`` asks ClickHouse how many keys of a range
@@ -41,50 +28,81 @@ class Lane:
 
     name: str
     target: str
-    select: str
+    batch_sql: str
     where: str
     hash_clickhouse: str
     offset_column: str
     schema_version: int = 0
     state_check: str = ""
 
-    def batch_sql(self) -> str:
-        """The DuckDB query for one batch; parameters ``first`` and ``last``."""
-        return f"select {self.select} from change_log where log_offset between $first and $last and {self.where}"
-
     def held_sql(self) -> str:
         """The ClickHouse query for what a range holds: count, sum and xor of row hashes."""
         return (
             f"select count(), sumWithOverflow(h), groupBitXor(h) from (select {self.hash_clickhouse} as h "
-            f"from `{self.target}` final where _pipeline = {{pipeline:String}} "
-            f"and {self.offset_column} between {{first:Int64}} and {{last:Int64}})"
+            f"from {quote_clickhouse(self.target)} final where {self._in_range()})"
         )
 
     def sent_rows_sql(self) -> str:
         """The ClickHouse query for how many rows of a range one send has left there."""
         return (
-            f"select count() from `{self.target}` where _pipeline = {{pipeline:String}} and _send = {{send:UInt64}} "
-            f"and {self.offset_column} between {{first:Int64}} and {{last:Int64}}"
+            f"select count() from {quote_clickhouse(self.target)} where {self._in_range()} and _send = {{send:UInt64}}"
         )
+
+    def _in_range(self) -> str:
+        return _range_clickhouse(self.offset_column)
+
+
+def _range_clickhouse(offset_column: str) -> str:
+    return f"_pipeline = {{pipeline:String}} and {offset_column} between {{first:Int64}} and {{last:Int64}}"
 
 
 def generic_lane() -> Lane:
     """The lane of changes whose table is not declared, as they are in the log."""
-    hashed = " || ".join(_piece_duckdb(column) for column in _GENERIC_HASHED)
-    columns = ", ".join(GENERIC_COLUMNS)
+    columns = ", ".join(column.source for column in GENERIC)
+    hashed = row_hash_duckdb(GENERIC_HASHED)
+    where = "schema_version = 0"
     return Lane(
         name=GENERIC_LANE,
         target=GENERIC_LANE,
-        select=f"{columns}, md5_number_upper({hashed}) as {ROW_HASH}",
-        where="schema_version = 0",
-        hash_clickhouse=f"reinterpretAsUInt64(substring(MD5(concat({', '.join(map(_piece_clickhouse, _GENERIC_HASHED))})), 1, 8))",
+        batch_sql=f"select {columns}, {hashed} as {ROW_HASH} from change_log where {_RANGE} and {where}",
+        where=where,
+        hash_clickhouse=row_hash_clickhouse(GENERIC_HASHED),
         offset_column="log_offset",
     )
 
 
-def _piece_duckdb(column: str) -> str:
-    return f"coalesce(strlen({column}::varchar) || ':' || {column}::varchar, 'N;')"
+_RANGE = "log_offset between $first and $last"
 
 
-def _piece_clickhouse(column: str) -> str:
-    return f"ifNull(concat(toString(length(toString({column}))), ':', toString({column})), 'N;')"
+def typed_lane(schema: TableSchema) -> Lane:
+    """The lane of a declared table at one version."""
+    where = f"table_name = {literal(schema.name)} and schema_version = {schema.schema_version}"
+    source = f"(select * from change_log where {_RANGE} and {where})"
+    return Lane(
+        name=schema.name,
+        target=schema.log_name,
+        batch_sql=_typed_batch(schema, source),
+        where=where,
+        hash_clickhouse=row_hash_clickhouse(hashed_columns(schema)),
+        offset_column="_offset",
+        schema_version=schema.schema_version,
+        state_check=_state_check(schema),
+    )
+
+
+def _typed_batch(schema: TableSchema, source: str) -> str:
+    return f"select *, {row_hash_duckdb(hashed_columns(schema))} as {ROW_HASH} from ({typed_rows_sql(schema, source)})"
+
+
+def _state_check(schema: TableSchema) -> str:
+    """Without FINAL, under which a tombstone shows no row."""
+    key = ", ".join(quote_clickhouse(name) for name in schema.key)
+    log, state = quote_clickhouse(schema.log_name), quote_clickhouse(schema.state_name)
+    sent = f"select {key}, max(_version) as wanted from {log} where {_range_clickhouse('_offset')} group by {key}"
+    kept = (
+        f"select {key}, max(_version) as reached from {state} where ({key}) in (select {key} from sent) group by {key}"
+    )
+    return (
+        f"with sent as ({sent}), kept as ({kept}) "
+        f"select count() from sent left join kept using ({key}) where wanted > reached"
+    )

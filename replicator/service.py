@@ -112,7 +112,7 @@ class Service:
         """All parts, connected to nothing but the DuckDB file. Raises what opening it raises."""
         database = open_database(settings)
         stop, progress = threading.Event(), CaptureProgress()
-        catalog = Catalog.open(database, settings.tables)
+        catalog = Catalog.open(database, settings.tables, settings.clickhouse.log_ttl_days)
         controls = Controls.open(database)
         changelog = ChangeLog.open(database)
         ledger = Ledger.open(database, settings.writer.error_handling.failed_sync_table)
@@ -121,7 +121,7 @@ class Service:
         capture = Capture(
             settings=CaptureSettings(
                 streams=lambda: settings.redis.streams,
-                encodings=lambda: catalog.encodings,
+                routes=lambda: catalog.routes,
                 first_position=lambda stream: first_position(settings, source, stream),
             ),
             source=source,
@@ -267,6 +267,7 @@ def _build_deliver(
             pipeline=settings.pipeline.name,
             timeline=lambda: changelog.timeline,
             stop=stop,
+            ensure=lambda lane: catalog.ensure(sink, lane),
         ),
         capture=progress,
         stop=stop,

@@ -221,6 +221,17 @@ class ClickHouseSink:
         sql = "select name, type from system.columns where database = currentDatabase() and table = {table:String} order by position"
         return dict(self.rows(sql, {"table": table}))
 
+    def columns_of(self, tables: Sequence[str]) -> dict[str, dict[str, str]]:
+        """The columns and types of those of the tables that exist, in one query."""
+        sql = (
+            "select table, name, type from system.columns "
+            "where database = currentDatabase() and table in {tables:Array(String)} order by table, position"
+        )
+        found: dict[str, dict[str, str]] = {}
+        for table, name, kind in self.rows(sql, {"tables": list(tables)}):
+            found.setdefault(table, {})[name] = kind
+        return found
+
     def migrate(self, directory: Path) -> list[str]:
         """Apply migrations not yet applied; each is re-runnable, so a lost record does no harm. Returns their names.
 
