@@ -29,6 +29,7 @@ class Routes:
 
     encodings: Mapping[str, str] = field(factory=dict)
     tables: Mapping[str, str] = field(factory=dict)
+    streams: tuple[str, ...] = ()
 
 
 @define
@@ -46,17 +47,19 @@ class Catalog:
     _lock: threading.Lock = field(factory=threading.Lock)
 
     @classmethod
-    def open(cls, database: Database, tables: Sequence[TableConfig], log_ttl_days: int = 0) -> Catalog:
+    def open(
+        cls, database: Database, tables: Sequence[TableConfig], streams: Sequence[str], log_ttl_days: int = 0
+    ) -> Catalog:
         """The catalog for the configured tables; see `declare` for what it raises."""
         catalog = cls(database=database, log_ttl_days=log_ttl_days)
         session = database.session()
         for name, version, text in session.rows(statement("catalog/schemas")):
             catalog._versions[name, version] = from_definition(text, version)
         session.close()
-        catalog.declare(tables)
+        catalog.declare(tables, streams)
         return catalog
 
-    def declare(self, tables: Sequence[TableConfig]) -> list[str]:
+    def declare(self, tables: Sequence[TableConfig], streams: Sequence[str]) -> list[str]:
         """Take the configured tables as they are now. Returns what changed, in words.
 
         A changed table gets a new version, recorded before the first change is logged under it. Raises ConfigError
@@ -82,6 +85,7 @@ class Catalog:
         self.routes = Routes(
             encodings={t.stream: t.encoding for t in tables if t.encoding != "auto"},
             tables={t.stream: t.name for t in tables},
+            streams=tuple(streams),
         )
         return [f"{s.name} is at version {s.schema_version}" for s in changed]
 

@@ -29,6 +29,7 @@ from replicator.model import NO_ENTRY, BatchLimits, EntryId
 from replicator.retry import Ladder
 from replicator.sink import ClickHouseSink, SinkOptions
 from replicator.source import RedisSource, SourceOptions
+from replicator.upkeep import Upkeep
 
 RESTART_SECONDS = (0.5, 1, 2, 5, 10, 30)
 STEADY_SECONDS = 60
@@ -100,6 +101,7 @@ class Service:
     progress: CaptureProgress
     capture: Capture
     deliver: Deliver
+    upkeep: Upkeep
     instance_id: str
     stop: threading.Event
     started_at: float = field(factory=time.time)
@@ -112,7 +114,7 @@ class Service:
         """All parts, connected to nothing but the DuckDB file. Raises what opening it raises."""
         database = open_database(settings)
         stop, progress = threading.Event(), CaptureProgress()
-        catalog = Catalog.open(database, settings.tables, settings.clickhouse.log_ttl_days)
+        catalog = Catalog.open(database, settings.tables, settings.redis.streams, settings.clickhouse.log_ttl_days)
         controls = Controls.open(database)
         changelog = ChangeLog.open(database)
         ledger = Ledger.open(database, settings.writer.error_handling.failed_sync_table)
@@ -120,7 +122,7 @@ class Service:
         source, sink = build_source(settings), build_sink(settings)
         capture = Capture(
             settings=CaptureSettings(
-                streams=lambda: settings.redis.streams,
+                streams=lambda: catalog.routes.streams,
                 routes=lambda: catalog.routes,
                 first_position=lambda stream: first_position(settings, source, stream),
             ),
@@ -147,6 +149,7 @@ class Service:
             progress=progress,
             capture=capture,
             deliver=deliver,
+            upkeep=Upkeep(database=database, session=database.session(), catalog=catalog, progress=progress, stop=stop),
             instance_id=instance_id,
             stop=stop,
         )
@@ -155,7 +158,7 @@ class Service:
         """Start the loops, each in a thread of its own, supervised."""
         self._supervise("capture", self.capture.run)
         self._supervise("deliver", self._deliver)
-        self._supervise("upkeep", self._upkeep)
+        self._supervise("upkeep", self.upkeep.run)
 
     def run(self) -> None:
         """Start, wait until stopped, stop in order. Raises the error that no restart mends."""
@@ -218,14 +221,11 @@ class Service:
         prepare_sink(self.sink, self.catalog)
         self.deliver.run()
 
-    def _upkeep(self) -> None:
-        """What is done now and then: a checkpoint of the DuckDB file when capture is idle, state folded."""
-        session = self.database.session()
-        commits = -1
-        while not self.stop.wait(1.0):
-            idle, commits = self.progress.commits == commits, self.progress.commits
-            if idle and self.database.wal_bytes() > 1 << 20:
-                session.execute("checkpoint")
+    def reload(self, settings: Settings) -> list[str]:
+        """Take the tables and streams of settings read again. Returns what changed; raises ConfigError, and nothing was."""
+        changed = self.catalog.declare(settings.tables, settings.redis.streams)
+        log.info("configuration_reloaded", changed=changed)
+        return changed
 
 
 def prepare_sink(sink: ClickHouseSink, catalog: Catalog) -> list[str]:
