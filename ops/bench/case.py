@@ -1,0 +1,33 @@
+"""One case, once, in a process of its own: ``python -m ops.bench.case '<the room as JSON>'`` prints its sample."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ops.bench import baseline, limits, ours
+from ops.bench.meter import Sample
+from ops.bench.room import Room
+
+CASES: Mapping[str, Callable[[Room], Sample]] = {
+    "drain": limits.drain,
+    "append": limits.append,
+    "insert": limits.insert,
+    "capture": ours.capture,
+    "deliver": ours.deliver,
+    "end_to_end": ours.end_to_end,
+    "handwritten": baseline.handwritten,
+}
+
+
+def main() -> None:
+    room = Room(**json.loads(sys.argv[1]))
+    room.directory.mkdir(parents=True, exist_ok=True)
+    sample = CASES[room.case](room)
+    Path(sys.argv[2]).write_text(json.dumps(sample.as_dict()))
+
+
+if __name__ == "__main__":
+    main()
