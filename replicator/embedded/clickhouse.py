@@ -18,8 +18,8 @@ from typing import Self
 import urllib3
 from attrs import define, field
 
+from replicator.embedded.claims import LOOPBACK, bound_socket, claimed
 from replicator.embedded.lifeline import release, size, spawn, tail
-from replicator.embedded.ports import LOOPBACK, bound_socket
 from replicator.errors import ReplicatorError
 
 START_SECONDS = 60.0
@@ -59,20 +59,15 @@ class ClickHouse:
         if importlib.util.find_spec("chdb") is None:
             raise ReplicatorError("the embedded ClickHouse is not installed", hint="pip install 'replicator[embedded]'")
         self.stop()
-        self._make_directory()
-        log_start = size(self.log_path)
-        with bound_socket(self.port, engine="ClickHouse") as listening:
-            self.port = int(listening.getsockname()[1])
-            listening.listen(128)
-            command = [sys.executable, "-P", "-m", "replicator.embedded.clickhouse_front"]
-            self._front = spawn(command, output=self.log_path, pass_fds=(listening.fileno(),))
-            self._hand_over(listening.fileno())
-        self.pid = self._front.pid
-        try:
-            self._await_ready(log_start)
-        except BaseException:
-            self.stop()
-            raise
+        self._check_directory()
+        with claimed(self.directory, engine="ClickHouse") as lock:
+            log_start = size(self.log_path)
+            self._launch(lock)
+            try:
+                self._await_ready(log_start)
+            except BaseException:
+                self.stop()
+                raise
         return self
 
     def stop(self) -> None:
@@ -112,13 +107,21 @@ class ClickHouse:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _make_directory(self) -> None:
+    def _launch(self, lock: int) -> None:
+        with bound_socket(self.port, engine="ClickHouse") as listening:
+            self.port = int(listening.getsockname()[1])
+            listening.listen(128)
+            command = [sys.executable, "-P", "-m", "replicator.embedded.clickhouse_front"]
+            self._front = spawn(command, output=self.log_path, pass_fds=(listening.fileno(), lock))
+            self.pid = self._front.pid
+            self._hand_over(listening.fileno())
+
+    def _check_directory(self) -> None:
         """Inserts pass through files here, whose names chDB takes for patterns."""
         if _PATTERN.search(str(self.directory.resolve())):
             raise ReplicatorError(
                 f"the embedded ClickHouse cannot live in {str(self.directory)!r}", hint="choose a path without * ? { }"
             )
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def _hand_over(self, listening_fd: int) -> None:
         """What the front must know, by the lifeline's pipe: no secret shows in a process list."""

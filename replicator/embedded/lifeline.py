@@ -54,10 +54,13 @@ def spawn(
         )
 
 
-def supervised(command: Sequence[str], *, output: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """Start ``command`` under a supervising process; return that process and the pid of the engine itself."""
-    script = [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(output), *command]
-    supervisor = spawn(script, output=output, reads_output=True)
+def supervised(command: Sequence[str], *, output: Path, lock: int) -> tuple[subprocess.Popen[bytes], int]:
+    """Start ``command`` under a supervising process; return that process and the pid of the engine itself.
+
+    Both inherit the descriptor ``lock``.
+    """
+    script = [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(output), str(lock), *command]
+    supervisor = spawn(script, output=output, reads_output=True, pass_fds=(lock,))
     assert supervisor.stdout is not None
     line = supervisor.stdout.readline()
     if not line:
@@ -99,7 +102,7 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-def _supervise(output: str, command: Sequence[str]) -> int:
+def _supervise(output: str, lock: int, command: Sequence[str]) -> int:
     """Run ``command`` until it ends or the parent dies; print its pid first."""
     with Path(output).open("ab") as log:
         engine = subprocess.Popen(
@@ -107,6 +110,7 @@ def _supervise(output: str, command: Sequence[str]) -> int:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            pass_fds=(lock,),
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - no thread runs yet
         )
 
@@ -124,4 +128,4 @@ def _supervise(output: str, command: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_supervise(sys.argv[1], sys.argv[2:]))
+    sys.exit(_supervise(sys.argv[1], int(sys.argv[2]), sys.argv[3:]))

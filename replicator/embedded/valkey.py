@@ -7,6 +7,7 @@ nor take an answer from another server on its port for its own.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -20,8 +21,8 @@ from attrs import define, field
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from replicator.embedded.claims import LOOPBACK, PortTaken, claimed, pick_port
 from replicator.embedded.lifeline import release, size, supervised, tail
-from replicator.embedded.ports import LOOPBACK, PortTaken, pick_port
 from replicator.errors import ReplicatorError
 
 Fsync = Literal["always", "everysec", "no"]
@@ -80,15 +81,13 @@ class Valkey:
             return self
         self.stop()
         binary = self._runnable()
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if self.port is not None:
-            return self._start_on(pick_port(self.port, engine="Redis"), binary)
-        for _ in range(PORT_ATTEMPTS - 1):
-            try:
-                return self._start_on(pick_port(None, engine="Redis"), binary)
-            except PortTaken:  # by another program, after it was found free
-                continue
-        return self._start_on(pick_port(None, engine="Redis"), binary)
+        with claimed(self.directory, engine="Redis") as lock:
+            if self.port is not None:
+                return self._start_on(pick_port(self.port, engine="Redis"), binary, lock)
+            for _ in range(PORT_ATTEMPTS - 1):
+                with contextlib.suppress(PortTaken):  # by another program, after it was found free
+                    return self._start_on(pick_port(None, engine="Redis"), binary, lock)
+            return self._start_on(pick_port(None, engine="Redis"), binary, lock)
 
     def stop(self) -> None:
         """Stop in order: everything acknowledged is in the append-only file."""
@@ -114,10 +113,10 @@ class Valkey:
             raise ReplicatorError(f"{binary} is not a program", hint="give the path of a valkey-server or redis-server")
         return binary
 
-    def _start_on(self, port: int, binary: Path) -> Self:
+    def _start_on(self, port: int, binary: Path, lock: int) -> Self:
         log_start = size(self.log_path)
         command = [str(binary), str(self._write_config(port))]
-        self._supervisor, self.pid = supervised(command, output=self.log_path)
+        self._supervisor, self.pid = supervised(command, output=self.log_path, lock=lock)
         try:
             self._await_ready(port, log_start)
         except BaseException:

@@ -66,6 +66,24 @@ def test_both_engines_stop_when_their_parent_is_killed(tmp_path: Path) -> None:
     await_gone(*pids.values())
 
 
+def test_a_stack_starts_at_once_after_its_last_parent_was_killed(tmp_path: Path) -> None:
+    for _ in range(3):
+        with python(PARENT, str(tmp_path)) as parent:
+            assert parent.stdout is not None
+            pids = json.loads(parent.stdout.readline())
+            parent.kill()
+    with Stack(directory=tmp_path) as stack:
+        assert not any(alive(pid) for pid in pids.values())
+        assert stack.clickhouse.execute("select 1") == "1\n"
+
+
+@pytest.mark.parametrize("engine", [Valkey, ClickHouse])
+def test_a_directory_in_use_is_refused(tmp_path: Path, engine: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("replicator.embedded.claims.STOP_SECONDS", 0)
+    with engine(directory=tmp_path), pytest.raises(ReplicatorError, match=f"another embedded .* runs in {tmp_path}"):
+        engine(directory=tmp_path).start()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS has no parent-death signal")
 def test_redis_stops_when_its_supervisor_is_killed(tmp_path: Path) -> None:
     with Valkey(directory=tmp_path) as server:
@@ -166,6 +184,8 @@ def test_a_directory_that_cannot_be_used_is_an_error_with_its_reason(tmp_path: P
         ClickHouse(directory=tmp_path).start()
     with pytest.raises(ReplicatorError, match="without"):
         ClickHouse(directory=tmp_path / "what?").start()
+    with pytest.raises(ReplicatorError, match="cannot use .*engine/a"):
+        ClickHouse(directory=tmp_path / "engine" / "a").start()
     (tmp_path / "appendonlydir").write_text("not a directory")
     with pytest.raises(ReplicatorError, match=r"(?s)Redis ended: .*valkey.log"):
         Valkey(directory=tmp_path).start()
