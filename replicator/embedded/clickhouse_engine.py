@@ -142,7 +142,7 @@ class Engine:
         finally:
             handle.close()
 
-    def stream(self, query: Query) -> Generator[bytes]:
+    def stream(self, query: Query) -> Generator[bytes, None, None]:
         """Run one SELECT and yield its output piece by piece; raises EngineError, also midway.
 
         Only for formats whose pieces join into a whole. Closing the iterator cancels the query.

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -93,8 +93,9 @@ class Front:
             refusal = clickhouse_error(error.code, error.name, str(error))
         except ClientDisconnect:
             return Response(status_code=499)
-        async for _ in body:  # what is left: a client that still sends would miss the answer
-            pass
+        with suppress(ClientDisconnect):
+            async for _ in body:  # what is left: a client that still sends would miss the answer
+                pass
         return self._refusal(refusal, demand)
 
     async def _answer(self, request: Request, demand: Demand, body: AsyncIterator[bytes]) -> Response:
@@ -117,7 +118,7 @@ class Front:
                 answer = await anyio.to_thread.run_sync(self._engine.run, query, limiter=self._threads)
         return self._whole(answer, demand, format_name)
 
-    def _spool_file(self) -> tempfile._TemporaryFileWrapper[bytes]:
+    def _spool_file(self) -> IO[bytes]:
         return tempfile.NamedTemporaryFile(dir=self._spool, prefix="insert-")
 
     def _spooled_table(self, request: Request, name: str, content: bytes, spooled: ExitStack) -> ExternalTable:

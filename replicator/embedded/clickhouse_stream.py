@@ -33,7 +33,11 @@ class StreamedAnswer(Response):
     """Sends ``pieces``, which come from a thread; closes them when the client goes away."""
 
     def __init__(
-        self, request: Request, pieces: Generator[bytes], threads: anyio.CapacityLimiter, headers: dict[str, str]
+        self,
+        request: Request,
+        pieces: Generator[bytes, None, None],
+        threads: anyio.CapacityLimiter,
+        headers: dict[str, str],
     ) -> None:
         super().__init__(headers=headers, media_type=content_type(headers["X-ClickHouse-Format"]))
         del self.headers["Content-Length"]

@@ -184,7 +184,7 @@ def test_a_directory_that_cannot_be_used_is_an_error_with_its_reason(tmp_path: P
         ClickHouse(directory=tmp_path).start()
     with pytest.raises(ReplicatorError, match="without"):
         ClickHouse(directory=tmp_path / "what?").start()
-    with pytest.raises(ReplicatorError, match="cannot use .*engine/a"):
+    with pytest.raises(ReplicatorError, match=r"cannot use .*engine/a"):
         ClickHouse(directory=tmp_path / "engine" / "a").start()
     (tmp_path / "appendonlydir").write_text("not a directory")
     with pytest.raises(ReplicatorError, match=r"(?s)Redis ended: .*valkey.log"):
