@@ -1,7 +1,7 @@
 """``replicator produce``: load an NDJSON, CSV or Parquet file into a stream.
 
 Says on stdout what was done (or as JSON), shows a bar on stderr when that is a terminal, and ends with 0 done,
-2 usage or bad input, 3 Redis is unavailable or refuses. Holds no logic of its own.
+2 usage or bad input, 3 Redis is unavailable or refuses, 130 interrupted. Holds no logic of its own.
 """
 
 from __future__ import annotations
@@ -62,6 +62,9 @@ def produce_command(context: click.Context, **options: Any) -> None:
         summary = _produce(context, options)
     except ReplicatorError as error:
         raise Failed(error) from error
+    except KeyboardInterrupt:
+        click.echo("interrupted: the rows sent so far stay in the stream", err=True)
+        context.exit(130)
     if options["as_json"]:
         click.echo(json.dumps(summary))
     else:

@@ -20,6 +20,8 @@ from replicator.model import Op
 
 CONTROLS = ("op", "key", "ts", "id", "v", "table", "traceparent")
 ROW_CONTROLS = ("_op", "_key", "_ts", "_id")
+NO_VALUE = "a row without a value cannot travel in the flat encoding, where null is a field left out"
+NO_VALUE_HINT = 'use encoding="json"'
 ENTRY_ROWS_MAX = 100_000
 """The most rows that one Arrow entry may hold."""
 
@@ -40,6 +42,7 @@ class Change:
     event_id: str | None = None
     schema_tag: str | None = None
     table: str | None = None
+    traceparent: str | None = None
 
 
 @frozen(kw_only=True)
@@ -69,12 +72,14 @@ def flat_entry(change: Change) -> Fields:
         for name, value in change.row.items()
         if value is not None
     }
+    if not texts and change.op is not Op.DELETE:
+        raise UsageError(f"{change.where}: {NO_VALUE}", hint=NO_VALUE_HINT)
     return texts | {f"_{name}": value for name, value in _controls(change).items()}
 
 
 def _controls(change: Change) -> dict[str, bytes]:
     named = {"op": change.op.value, "key": change.key, "ts": change.at, "id": change.event_id, "v": change.schema_tag}
-    named["table"] = change.table
+    named |= {"table": change.table, "traceparent": change.traceparent}
     return {name: value.encode() for name, value in named.items() if value is not None}
 
 
@@ -104,7 +109,17 @@ def flat_columns(batch: pa.RecordBatch, controls: BatchControls) -> Columns:
     own, given = split_controls(batch, controls)
     check_flat_names(list(own), controls.where)
     texts: dict[str, pa.Array | bytes] = {name: plain_column(column, name) for name, column in own.items()}
+    if batch.num_rows and (empty := _empty_rows(list(texts.values()))) is not None:
+        raise UsageError(f"{controls.where}: row {empty + controls.first_row}: {NO_VALUE}", hint=NO_VALUE_HINT)
     return texts | {f"_{name}": value for name, value in given.items()}
+
+
+def _empty_rows(columns: Sequence[pa.Array]) -> int | None:
+    """The first row whose columns are all null."""
+    if not columns or not all(column.null_count for column in columns):
+        return None if columns else 0
+    nulls = np.logical_and.reduce([column.is_null().to_numpy(zero_copy_only=False) for column in columns])
+    return int(np.argmax(nulls)) if nulls.any() else None
 
 
 def split_controls(batch: pa.RecordBatch, controls: BatchControls) -> tuple[dict[str, pa.Array], dict[str, Any]]:
@@ -174,7 +189,10 @@ def arrow_batch(batch: pa.RecordBatch, controls: BatchControls) -> pa.RecordBatc
     if len(columns) != batch.num_columns:
         raise UsageError(f"{controls.where}: a column name stands twice", hint="name each column once")
     if not set(columns) - set(ROW_CONTROLS):
-        raise UsageError(f"{controls.where}: the batch has no columns of its own", hint="give it at least one")
+        raise UsageError(
+            f"{controls.where}: the batch has no columns of its own",
+            hint="give it at least one; a delete, its key columns",
+        )
     if "_op" in columns:
         check_ops(plain_column(columns["_op"], "_op"), controls.where)
     fields = list(batch.schema)

@@ -50,7 +50,7 @@ class Producer:
 
     ``stream``: one stream for all tables; by default each table has its own, named after it.
     ``key``: the key columns, of all tables or by table. Where the replicator declares the table it needs none here.
-    ``encoding`` of single changes; ``send_batch`` writes Arrow. ``maxlen`` trims the stream as it grows: entries
+    ``encoding`` of single changes ("arrow" puts one row into an entry); ``send_batch`` writes Arrow. ``maxlen`` trims the stream as it grows: entries
     may then leave Redis before they are replicated. ``idempotency=False`` saves the id of each change and gives up
     the protection against copies.
     """
@@ -92,12 +92,13 @@ class Producer:
 
         ``key``: the key, or a tuple of its parts, where no key columns are set. ``event_id``: the idempotency key,
         made when not given. ``at``: when it happened, an aware datetime, epoch milliseconds or ISO 8601.
+        ``traceparent``: the W3C trace it belongs to (not in Arrow).
         Returns the idempotency key. Raises UsageError for what cannot be sent; SourceUnavailable or SourceRefused
         when the buffer stays full.
         """
         return self._send(Op.UPDATE, table, row, **about)
 
-    def delete(self, table: str, *key: Any, event_id: str | None = None, at: Any = None) -> str | None:
+    def delete(self, table: str, *key: Any, **about: Any) -> str | None:
         """Delete one key, given by its parts in order or as one mapping of column to value.
 
         Where the replicator declares the table, it looks for the key columns: set ``key`` or give the mapping.
@@ -110,7 +111,7 @@ class Producer:
             )
         row = named if named is not None else dict(zip(names, key, strict=True)) if names else {}
         parts = key if named is None else [named.get(name) for name in names or named]
-        return self._send(Op.DELETE, table, row, key=tuple(parts), event_id=event_id, at=at)
+        return self._send(Op.DELETE, table, row, key=tuple(parts), **about)
 
     def _send(
         self,
@@ -121,6 +122,7 @@ class Producer:
         key: Any = None,
         event_id: str | None = None,
         at: Any = None,
+        traceparent: str | None = None,
     ) -> str | None:
         stream = self._stream_of(table)
         if not isinstance(row, Mapping):
@@ -142,6 +144,7 @@ class Producer:
             event_id=None if event_id is None else plain_value(event_id, f"{table} event_id"),
             schema_tag=self._schema_tag,
             table=table if stream != table else None,
+            traceparent=traceparent,
         )
         fields = self._fields(change)
         self._accept(stream, encode.pack_entry(self._xadd(stream), fields), 1, 1)

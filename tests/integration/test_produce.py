@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from decimal import Decimal
@@ -140,6 +145,35 @@ def test_csv_numbers_arrive_as_they_are_written(produce, redis_url, tmp_path, en
 def test_a_limit_takes_the_first_rows(produce, client, parquet, encoding):
     result = produce(parquet, "--stream", "s", "--encoding", encoding, "--limit", 321, "--batch-rows", 100, "--json")
     assert json.loads(result.stdout)["rows"] == 321
+
+
+def test_nothing_is_read_beyond_the_limit(produce, client, monkeypatch):
+    monkeypatch.setattr("replicator.files.BLOCK_BYTES", 8)
+    assert produce("-", "--stream", "s", "--limit", 1, stdin='{"a":1}\nbad\n').exit_code == 0
+    assert client.xlen("s") == 1
+
+
+def test_a_bar_shows_where_there_is_a_terminal(redis_url, parquet):
+    code = "from replicator.cli_produce import produce_command; produce_command()"
+    terminal, side = pty.openpty()
+    with os.fdopen(terminal, "rb", buffering=0) as screen, os.fdopen(side, "wb") as stderr:
+        command = [sys.executable, "-c", code, str(parquet), "--stream", "s", "--redis-url", redis_url, "--json"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, check=True, timeout=60)
+        assert "1,000 rows" in screen.read(65536).decode()
+    assert json.loads(done.stdout)["rows"] == 1000
+
+
+def test_an_interrupted_load_keeps_what_was_sent_and_ends_with_130(redis_url, client, parquet):
+    code = "from replicator.cli_produce import produce_command; produce_command()"
+    command = [sys.executable, "-c", code, str(parquet), "--stream", "s", "--redis-url", redis_url, "--rate", "100"]
+    load = subprocess.Popen(command, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 30
+    while client.xlen("s") < 5 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    load.send_signal(signal.SIGINT)
+    _, said = load.communicate(timeout=30)
+    assert (load.returncode, b"interrupted" in said) == (130, True)
+    assert 5 <= client.xlen("s") < 1000
 
 
 def test_a_rate_is_kept(produce, client, parquet):

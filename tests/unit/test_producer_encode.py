@@ -241,3 +241,18 @@ def test_packed_columns_are_cut_at_either_limit_and_never_within_an_entry():
     assert [len(commands(piece)) for piece, _ in pieces] == [2, 1, 2]
     sliced = list(encode.cut(packed.slice(1, 3), 10, 1 << 20))
     assert [len(each[4]) for each in commands(sliced[0][0])] == [1, 5000, 1]
+
+
+def test_a_row_of_nulls_is_refused_where_null_is_a_field_left_out():
+    with pytest.raises(UsageError, match="without a value"):
+        encode.flat_entry(change({"a": None}))
+    assert encode.flat_entry(change({}, op=Op.DELETE, key="k"))["_key"] == b"k"
+    rows = [{"a": 1, "b": None}, {"a": None, "b": 2}, {"a": None, "b": None}]
+    assert encode.flat_columns(batch_of_rows(rows[:2], "t"), BatchControls(where="t"))
+    with pytest.raises(UsageError, match="row 7: a row without a value"):
+        encode.flat_columns(batch_of_rows(rows, "t"), BatchControls(where="t", first_row=5))
+
+
+def test_a_trace_goes_with_its_change():
+    assert encode.json_entry(change({}, traceparent="00-a-b-01"))["traceparent"] == b"00-a-b-01"
+    assert encode.flat_entry(change({"a": 1}, traceparent="00-a-b-01"))["_traceparent"] == b"00-a-b-01"
