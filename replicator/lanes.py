@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from replicator.checksum import GENERIC_HASHED, hashed_columns, row_hash_clickhouse, row_hash_duckdb
+from replicator.checksum import GENERIC_HASHED, HashedColumn, hashed_columns, row_hash_clickhouse, row_hash_duckdb
 from replicator.log_columns import GENERIC
 from replicator.model import GENERIC_LANE
 from replicator.schema import TableSchema, literal, quote_clickhouse
@@ -32,6 +32,7 @@ class Lane:
     where: str
     hash_clickhouse: str
     offset_column: str
+    hashed: tuple[HashedColumn, ...]
     schema_version: int = 0
     state_check: str = ""
 
@@ -68,6 +69,7 @@ def generic_lane() -> Lane:
         where=where,
         hash_clickhouse=row_hash_clickhouse(GENERIC_HASHED),
         offset_column="log_offset",
+        hashed=GENERIC_HASHED,
     )
 
 
@@ -85,6 +87,7 @@ def typed_lane(schema: TableSchema) -> Lane:
         where=where,
         hash_clickhouse=row_hash_clickhouse(hashed_columns(schema)),
         offset_column="_offset",
+        hashed=hashed_columns(schema),
         schema_version=schema.schema_version,
         state_check=_state_check(schema),
     )
