@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from attrs import field, frozen
 
+from replicator.canonical import json_objects
 from replicator.decode_arrow import ArrowEntries, decode_arrow
 from replicator.decode_parts import EMPTY_CHANGES, RAW_CHANGE_SCHEMA, Rejections, parse_times
 from replicator.decode_parts import text_column as text
-from replicator.payload import json_objects, json_texts
 
 CONTROLS = ("op", "key", "ts", "id", "v", "table", "traceparent")
 CONTROL_NAMES = frozenset(name.encode() for name in CONTROLS)
@@ -156,7 +156,7 @@ def _flat_columns(group: _Group) -> dict[str, pa.Array]:
         if name.startswith("_") and name[1:] in CONTROLS:
             columns[name[1:]] = values
         else:
-            members[name] = json_texts(values)
+            members[name] = values
     rows = len(group.index)
     columns["data"] = json_objects(members, rows) if members else pa.nulls(rows, pa.string())
     return columns

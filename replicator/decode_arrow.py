@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from attrs import frozen
 
+from replicator.canonical import json_objects
 from replicator.decode_parts import EMPTY_CHANGES, RAW_CHANGE_SCHEMA, Rejections, pack_row, parse_times, text_column
-from replicator.payload import table_json
+from replicator.errors import UsageError
 
 if TYPE_CHECKING:
     from replicator.decode import StreamRead
@@ -48,12 +49,10 @@ def decode_arrow(entries: ArrowEntries) -> pa.Table:
     tables = []
     for place, blob in enumerate(batches):
         index = entries.index[place]
-        given = {
-            name.decode("utf-8", "replace").lstrip("_"): column[place].as_py() for name, column in controls.items()
-        }
+        given = {name: column[place].as_py() for name, column in controls.items()}
         try:
             tables.append(_entry_changes(entries, index, _read(blob), given))
-        except (pa.ArrowException, ValueError, OSError, MemoryError) as error:
+        except (pa.ArrowException, UsageError, ValueError, OSError, MemoryError) as error:
             entries.rejections.add(index, f"`batch` cannot be read: {str(error).splitlines()[0][:300]}")
     return pa.concat_tables(tables) if tables else EMPTY_CHANGES
 
@@ -88,7 +87,8 @@ def _entry_changes(entries: ArrowEntries, index: int, table: pa.Table, given: Ma
     misfits = [*_bad_ops(op), *times.misfits]
     if rows and not table.drop_columns([n for n in ROW_CONTROLS if n in table.column_names]).num_columns:
         raise ValueError("the batch has no columns of its own")
-    payload = table_json(table.drop_columns([n for n in ROW_CONTROLS if n in table.column_names]))
+    own = table.drop_columns([n for n in ROW_CONTROLS if n in table.column_names])
+    payload = json_objects(dict(zip(own.column_names, own.columns, strict=True)), rows)
     changes = pa.table(
         {
             "table_name": pa.repeat(given.get("table") or read.table or read.stream, rows),

@@ -80,10 +80,7 @@ def _same_instant(value: bytes) -> bytes:
     return value.replace(b":00.000000Z", b":00Z")
 
 
-UNREAD = pytest.mark.xfail(reason="decode_arrow cannot read a control beside `batch` yet", strict=False)
-
-
-@pytest.mark.parametrize("encoding", ["json", "flat", pytest.param("arrow", marks=UNREAD)])
+@pytest.mark.parametrize("encoding", ["json", "flat", "arrow"])
 def test_what_is_written_is_read_back(encoding):
     batch = batch_of_rows(ROWS, "trades")
     if encoding == "arrow":
