@@ -20,6 +20,7 @@ from replicator.admit import Admission
 from replicator.catalog import Routes
 from replicator.changelog import Append, ChangeLog, StreamPosition
 from replicator.chunk import Chunk, gather
+from replicator.collector import collector_paused
 from replicator.database import Session
 from replicator.decode import StreamRead, decode
 from replicator.errors import SourceUnavailable
@@ -130,14 +131,23 @@ class Capture:
             if stream not in positions:
                 positions[stream] = self.settings.first_position(stream)
         wanted = {stream: positions[stream] for stream in self.settings.streams()}
-        reads, behind = self.source.read(wanted, block_seconds=BLOCK_SECONDS)
+        with collector_paused():
+            chunks = self._read_chunks(wanted)
+        for chunk in chunks:
+            positions[chunk.end.stream] = chunk.end
+            self._put(chunk, self.stop)
+
+    def _read_chunks(self, positions: Mapping[str, StreamPosition]) -> list[Chunk]:
+        """One read, decoded and admitted. What Redis sent is freed on return: only the entry ids are kept."""
+        reads, behind = self.source.read(positions, block_seconds=BLOCK_SECONDS)
         routes = self.settings.routes()
+        chunks = []
         for place, read in enumerate(reads):
             decoded = decode(evolve(read, table=routes.tables.get(read.stream)), routes.encodings)
             admitted = self.admission.admit(decoded)
-            chunk = Chunk.of(read, positions[read.stream], admitted, more=behind or place < len(reads) - 1)
-            positions[read.stream] = chunk.end
-            self._put(chunk, self.stop)
+            more = behind or place < len(reads) - 1
+            chunks.append(Chunk.of(read, positions[read.stream], admitted, more=more))
+        return chunks
 
     def _put(self, item: Chunk | BaseException, give_up: threading.Event) -> None:
         while True:
@@ -189,7 +199,7 @@ class Capture:
     def _commit(self, chunks: list[Chunk]) -> None:
         positions = {chunk.end.stream: chunk.end for chunk in chunks}
         append = Append(
-            changes=pa.concat_tables([chunk.changes for chunk in chunks]),
+            changes=pa.concat_tables([chunk.changes for chunk in chunks]).combine_chunks(),
             rejections=pa.concat_tables([chunk.rejections for chunk in chunks]),
             positions=tuple(positions.values()),
         )

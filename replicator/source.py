@@ -6,7 +6,6 @@ every error of redis-py leaves here as one of ours. Never acknowledges, trims or
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ import redis
 from attrs import define, field, frozen
 
 from replicator.changelog import StreamPosition
+from replicator.collector import collector_paused
 from replicator.decode import StreamRead
 from replicator.errors import ReplicatorError, SourceRefused, SourceUnavailable
 from replicator.model import NO_ENTRY, EntryId, entry_order
@@ -244,18 +244,6 @@ def sampled_bytes(read: StreamRead) -> int:
     """About how many bytes the entries of a read hold, from every 32nd of them."""
     sample = read.fields[::32]
     return sum(sum(map(len, entry)) for entry in sample if entry) * len(read.fields) // max(1, len(sample))
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """A reply of thousands of lists makes the cyclic collector walk them all again and again: wait until it is read."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _translate(error: Exception, url: str) -> ReplicatorError:

@@ -10,9 +10,10 @@ from ops.bench.meter import Meter, Sample
 from ops.bench.ours import log_changes, ready_batches
 from ops.bench.room import Room
 from replicator.capture import ROW_GROUP_ROWS
+from replicator.collector import collector_paused
 from replicator.database import CHECKPOINT_THRESHOLD
 from replicator.sink import INSERT_SETTINGS
-from replicator.source import ENTRIES_MAX, collector_paused
+from replicator.source import ENTRIES_MAX
 
 
 def drain(room: Room) -> Sample:
