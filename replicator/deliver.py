@@ -6,6 +6,7 @@ delays another's. What an error means is decided in `retry`; what is durable in 
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -75,6 +76,8 @@ class Deliver:
     delivered_batches: int = 0
     flush: threading.Event = field(factory=threading.Event)
     """Set to have everything pending sent now, due or not."""
+    requests: queue.SimpleQueue[Callable[[], None]] = field(factory=queue.SimpleQueue)
+    """What others want done by this thread between two turns: see `deliver_requests`."""
     _unrecorded: list[Sent] = field(factory=list)
     _idle_saved: int = 0
 
@@ -89,6 +92,8 @@ class Deliver:
 
     def step(self, pool: ThreadPoolExecutor) -> None:
         """One turn: take what finished, record it, scan what is new, freeze and send what is due."""
+        while not self.requests.empty():
+            self.requests.get_nowait()()
         self._take_finished()
         recorded = self._record()
         self._scan()

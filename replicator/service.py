@@ -23,7 +23,15 @@ from replicator.controls import CAPTURE, Controls
 from replicator.database import Database, DatabaseOptions
 from replicator.deliver import Deliver, DeliverSettings
 from replicator.deliver_work import Worker
-from replicator.errors import ConfigError, LogCorrupt, OwnershipLost, ReplicatorError
+from replicator.errors import (
+    ConfigError,
+    LogCorrupt,
+    OutcomeUnknown,
+    OwnershipLost,
+    ReplicatorError,
+    SinkUnavailable,
+    SourceUnavailable,
+)
 from replicator.ledger import Ledger
 from replicator.model import NO_ENTRY, BatchLimits, EntryId
 from replicator.retry import Ladder
@@ -36,12 +44,13 @@ STEADY_SECONDS = 60
 """A loop that ran so long is steady again: its next failure waits the shortest time."""
 STOP_SECONDS = 10
 FATAL = (LogCorrupt, OwnershipLost, ConfigError)
+SILENT = (SourceUnavailable, SinkUnavailable, OutcomeUnknown)
 
 log = structlog.get_logger(__name__)
 
 
-def open_database(settings: Settings) -> Database:
-    """The owner's database, migrated. Raises DatabaseUnavailable or LogCorrupt."""
+def open_database(settings: Settings, applied: Callable[[str], None] = lambda _: None) -> Database:
+    """The owner's database, migrated; ``applied`` hears of each migration. Raises DatabaseUnavailable or LogCorrupt."""
     profile = settings.writer
     options = DatabaseOptions(
         path=profile.database.path,
@@ -50,7 +59,12 @@ def open_database(settings: Settings) -> Database:
         temp_directory=profile.performance.temp_directory,
     )
     database = Database.open(options)
-    database.migrate(migrations_dir() / "duckdb")
+    try:
+        for name in database.migrate(migrations_dir() / "duckdb"):
+            applied(name)
+    except BaseException:
+        database.close()
+        raise
     return database
 
 
@@ -83,6 +97,8 @@ class LoopHealth:
     running: bool = False
     restarts: int = 0
     error: str = ""
+    unavailable: bool = False
+    """Down only because Redis or ClickHouse does not answer: it goes on by itself when they do."""
     started_at: float = 0.0
 
 
@@ -156,9 +172,9 @@ class Service:
 
     def start(self) -> None:
         """Start the loops, each in a thread of its own, supervised."""
-        self._supervise("capture", self.capture.run)
-        self._supervise("deliver", self._deliver)
-        self._supervise("upkeep", self.upkeep.run)
+        self.supervise("capture", self.capture.run)
+        self.supervise("deliver", self.deliver_all)
+        self.supervise("upkeep", self.upkeep.run)
 
     def run(self) -> None:
         """Start, wait until stopped, stop in order. Raises the error that no restart mends."""
@@ -185,7 +201,8 @@ class Service:
             self.database.close()
         log.info("service_stopped")
 
-    def _supervise(self, name: str, loop: Callable[[], None]) -> None:
+    def supervise(self, name: str, loop: Callable[[], None]) -> None:
+        """Keep a loop running in a thread of its own until the service stops."""
         health = self.loops[name] = LoopHealth(name=name)
         thread = threading.Thread(target=self._keep_running, args=(health, loop), name=name, daemon=True)
         self._threads.append(thread)
@@ -202,6 +219,7 @@ class Service:
             except Exception as error:
                 failures = 0 if time.monotonic() - health.started_at > STEADY_SECONDS else failures
                 health.running, health.error = False, str(error)
+                health.unavailable = isinstance(error, SILENT)
                 expected = isinstance(error, ReplicatorError)
                 log.error("loop_failed", loop=health.name, error=str(error), exc_info=not expected)
                 self.stop.wait(RESTART_SECONDS[min(failures, len(RESTART_SECONDS) - 1)])
@@ -216,7 +234,7 @@ class Service:
         log.critical("service_ends", loop=health.name, error=str(error))
         self.stop.set()
 
-    def _deliver(self) -> None:
+    def deliver_all(self) -> None:
         """Deliver begins when the sink has our tables; until then capture goes on without it."""
         prepare_sink(self.sink, self.catalog)
         self.deliver.run()

@@ -1,0 +1,351 @@
+"""``replicator failed``, ``rejected``, ``gaps`` and ``actions``: what was kept aside, and what operators did."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from replicator.cli_answer import (
+    answer,
+    dry_run_option,
+    json_option,
+    printable,
+    service_or_file,
+    settings_of,
+    table,
+    yes_option,
+)
+from replicator.client import local_actor
+from replicator.errors import UsageError
+
+if TYPE_CHECKING:
+    from replicator.operations import Selection
+
+SHOWN_MAX = 1000
+AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+Command = Callable[..., Any]
+
+
+def _age(text: str | None) -> float | None:
+    """Seconds from ``90``, ``90s``, ``15m``, ``2h`` or ``7d``."""
+    if text is None:
+        return None
+    match = AGE.fullmatch(text.strip())
+    if not match:
+        raise UsageError(f"--older-than {text!r} is no age", hint="write 90s, 15m, 2h or 7d")
+    return float(match[1]) * UNITS[match[2]]
+
+
+def _selecting(subject: str) -> Callable[[Command], Command]:
+    """The ways to say which rows are meant."""
+
+    def decorate(command: Command) -> Command:
+        command = click.option("--all", "everything", is_flag=True, help="All that are open.")(command)
+        command = click.option("--older-than", metavar="AGE", help="Only what is so old: 90s, 15m, 2h, 7d.")(command)
+        command = click.option(f"--{subject}", "subject", metavar="NAME", help=f"Only those of this {subject}.")(
+            command
+        )
+        return click.argument("ids", nargs=-1, type=click.IntRange(min=1))(command)
+
+    return decorate
+
+
+def _body(ids: tuple[int, ...], subject: str | None, older_than: str | None, everything: bool) -> dict[str, Any]:
+    return {"ids": list(ids), "subject": subject, "older_than_seconds": _age(older_than), "all": everything}
+
+
+def _selection(body: dict[str, Any]) -> Selection:
+    from replicator.operations import Selection  # noqa: PLC0415 - loads DuckDB
+
+    return Selection(
+        ids=tuple(dict.fromkeys(body["ids"])),
+        subject=body["subject"],
+        older_than_seconds=body["older_than_seconds"],
+        all=body["all"],
+    )
+
+
+def _listing(subject: str, states: list[str]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        command = json_option(command)
+        command = click.option("--limit", type=click.IntRange(1, 10_000), default=SHOWN_MAX, show_default=True)(command)
+        command = click.option(f"--{subject}", "subject", metavar="NAME", help=f"Only those of this {subject}.")(
+            command
+        )
+        return click.option("--status", type=click.Choice(states), default="open", show_default=True)(command)
+
+    return decorate
+
+
+def _list(
+    context: click.Context, what: str, name: str, subject: str | None, status: str, limit: int
+) -> list[dict[str, Any]]:
+    from replicator.operations import Selection  # noqa: PLC0415
+
+    chosen = Selection(subject=subject, status=None if status == "all" else status, limit=limit)
+    return service_or_file(
+        settings_of(context),
+        remote=lambda client: client.get(f"/api/v1/{what}", **{name: subject, "status": status, "limit": limit}),
+        local=lambda ops: getattr(ops, what)(chosen),
+    )
+
+
+def _confirm(context: click.Context, yes: bool, dry_run: bool, question: str) -> None:
+    """What cannot be undone needs a yes, on the command line or by hand."""
+    if yes or dry_run:
+        return
+    if not click.get_text_stream("stdin").isatty():
+        raise UsageError(f"{question} This cannot be undone", hint="add --yes, or look first with --dry-run")
+    click.confirm(question, abort=True, err=True)
+
+
+# ── failed ──
+
+
+@click.group("failed", short_help="Ranges that could not be delivered: list, show, retry, discard.")
+def failed_group() -> None:
+    """Ranges that ClickHouse did not take. They are parked; nothing of them is lost."""
+
+
+@failed_group.command("list")
+@_listing("table", ["open", "resolved", "discarded", "all"])
+@click.pass_context
+def failed_list(context: click.Context, subject: str | None, status: str, limit: int, as_json: bool) -> None:
+    """List them, oldest offsets first."""
+    answer(_list(context, "failed", "table", subject, status, limit), as_json, _show_failed)
+
+
+def _show_failed(rows: list[dict[str, Any]]) -> None:
+    table(
+        ("id", "table", "offsets", "rows", "reason", "code", "attempts", "since", "status", "message"),
+        [
+            (
+                r["id"],
+                r["table"],
+                f"{r['first_offset']}..{r['last_offset']}",
+                r["row_count"],
+                r["reason"],
+                r["error_code"],
+                r["attempts"],
+                r["first_failed_at"],
+                r["status"],
+                r["note"] or r["error_message"],
+            )
+            for r in rows
+        ],
+        empty="nothing is parked",
+    )
+
+
+@failed_group.command("show")
+@click.argument("failed_id", metavar="ID", type=click.IntRange(min=1))
+@json_option
+@click.pass_context
+def failed_show(context: click.Context, failed_id: int, as_json: bool) -> None:
+    """Show one with the changes that were refused."""
+    found = service_or_file(
+        settings_of(context),
+        remote=lambda client: client.get(f"/api/v1/failed/{failed_id}"),
+        local=lambda ops: ops.failed_show(failed_id),
+    )
+    answer(found, as_json, _show_fields)
+
+
+def _show_fields(found: dict[str, Any]) -> None:
+    lists = {name: value for name, value in found.items() if isinstance(value, list)}
+    for name, value in found.items():
+        if name not in lists and value is not None:
+            click.echo(f"{name:18} {printable(str(value))}")
+    for name, rows in lists.items():
+        if rows:
+            click.echo(f"\n{name}")
+            table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+@failed_group.command("retry")
+@_selecting("table")
+@click.option("--wait", type=click.FloatRange(0, 600), default=30, show_default=True, help="Seconds to wait for it.")
+@dry_run_option
+@json_option
+@click.pass_context
+def failed_retry(
+    context: click.Context,
+    ids: tuple[int, ...],
+    subject: str | None,
+    older_than: str | None,
+    everything: bool,
+    wait: float,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Send parked ranges again now, by ID, --table, --older-than or --all. Ends with 3 when some are still open."""
+    body = _body(ids, subject, older_than, everything)
+    timing = {"wait_seconds": wait, "dry_run": dry_run}
+    done = service_or_file(
+        settings_of(context),
+        remote=lambda client: client.post("/api/v1/failed/retry", body | timing, timeout_seconds=wait + 30),
+        local=lambda ops: ops.failed_retry(_selection(body), actor=local_actor(), **timing),
+    )
+    answer(done, as_json, lambda d: _show_failed(d["failed"]))
+    context.exit(0 if dry_run or done["resolved"] == len(done["failed"]) else 3)
+
+
+@failed_group.command("discard")
+@_selecting("table")
+@click.option("--reason", required=True, help="Why; it stays on record.")
+@yes_option
+@dry_run_option
+@json_option
+@click.pass_context
+def failed_discard(
+    context: click.Context,
+    ids: tuple[int, ...],
+    subject: str | None,
+    older_than: str | None,
+    everything: bool,
+    reason: str,
+    yes: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Give parked ranges up for good: ClickHouse will never have them. They stay on record."""
+    _confirm(context, yes, dry_run, "Give these ranges up for good?")
+    _discard(context, "failed", _body(ids, subject, older_than, everything), reason, dry_run, as_json, _show_failed)
+
+
+def _discard(
+    context: click.Context, what: str, body: dict[str, Any], reason: str, dry_run: bool, as_json: bool, show: Command
+) -> None:
+    more = {"reason": reason, "dry_run": dry_run}
+    done = service_or_file(
+        settings_of(context),
+        remote=lambda client: client.post(f"/api/v1/{what}/discard", body | more, timeout_seconds=60),
+        local=lambda ops: getattr(ops, f"{what}_discard")(_selection(body), actor=local_actor(), **more),
+    )
+    answer(done, as_json, lambda d: show(d[what]))
+
+
+# ── rejected ──
+
+
+@click.group("rejected", short_help="Entries that could not be logged: list, show, discard.")
+def rejected_group() -> None:
+    """Entries that could not be logged. They are kept with their raw bytes and the reason."""
+
+
+@rejected_group.command("list")
+@_listing("stream", ["open", "resolved", "discarded", "all"])
+@click.pass_context
+def rejected_list(context: click.Context, subject: str | None, status: str, limit: int, as_json: bool) -> None:
+    """List them, oldest first."""
+    answer(_list(context, "rejected", "stream", subject, status, limit), as_json, _show_rejected)
+
+
+def _show_rejected(rows: list[dict[str, Any]]) -> None:
+    names = ("id", "stream", "entry_id", "entry_row", "rejected_at", "status", "reason")
+    table(names, [[row[name] for name in names] for row in rows], empty="nothing was rejected")
+
+
+@rejected_group.command("show")
+@click.argument("rejected_id", metavar="ID", type=click.IntRange(min=1))
+@json_option
+@click.pass_context
+def rejected_show(context: click.Context, rejected_id: int, as_json: bool) -> None:
+    """Show one with its fields and its raw bytes (base64)."""
+    found = service_or_file(
+        settings_of(context),
+        remote=lambda client: client.get(f"/api/v1/rejected/{rejected_id}"),
+        local=lambda ops: ops.rejected_show(rejected_id),
+    )
+    answer(found, as_json, _show_fields)
+
+
+@rejected_group.command("discard")
+@_selecting("stream")
+@click.option("--reason", required=True, help="Why; it stays on record.")
+@yes_option
+@dry_run_option
+@json_option
+@click.pass_context
+def rejected_discard(
+    context: click.Context,
+    ids: tuple[int, ...],
+    subject: str | None,
+    older_than: str | None,
+    everything: bool,
+    reason: str,
+    yes: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Close rejected entries: they will not be logged. Their bytes stay on record."""
+    _confirm(context, yes, dry_run, "Close these entries without logging them?")
+    _discard(context, "rejected", _body(ids, subject, older_than, everything), reason, dry_run, as_json, _show_rejected)
+
+
+# ── gaps, actions ──
+
+
+@click.group("gaps", short_help="Entries that left Redis before they were read: list, ack.")
+def gaps_group() -> None:
+    """Entries that left Redis before they were read. They are lost to us; the producer may have them."""
+
+
+@gaps_group.command("list")
+@_listing("stream", ["open", "acknowledged", "all"])
+@click.pass_context
+def gaps_list(context: click.Context, subject: str | None, status: str, limit: int, as_json: bool) -> None:
+    """List them, oldest first."""
+    answer(_list(context, "gaps", "stream", subject, status, limit), as_json, _show_gaps)
+
+
+def _show_gaps(rows: list[dict[str, Any]]) -> None:
+    names = ("id", "stream", "after_entry_id", "before_entry_id", "entries_lost", "found_at", "status", "cause")
+    table(names, [[row[name] for name in names] for row in rows], empty="there are no gaps")
+
+
+@gaps_group.command("ack")
+@_selecting("stream")
+@click.option("--note", default="", help="What was done about it; it stays on record.")
+@json_option
+@click.pass_context
+def gaps_ack(
+    context: click.Context,
+    ids: tuple[int, ...],
+    subject: str | None,
+    older_than: str | None,
+    everything: bool,
+    note: str,
+    as_json: bool,
+) -> None:
+    """Acknowledge gaps, by ID, --stream or --all: they stay on record, and the status is no longer red for them."""
+    body = _body(ids, subject, older_than, everything)
+    done = service_or_file(
+        settings_of(context),
+        remote=lambda client: client.post("/api/v1/gaps/ack", body | {"note": note}),
+        local=lambda ops: ops.gaps_ack(_selection(body), actor=local_actor(), note=note),
+    )
+    answer(done, as_json, lambda d: _show_gaps(d["gaps"]))
+
+
+@click.command("actions", short_help="Show what operators have asked for.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+@json_option
+@click.pass_context
+def actions_command(context: click.Context, limit: int, as_json: bool) -> None:
+    """Show who asked for what, when, and what came of it, newest first."""
+    rows = service_or_file(
+        settings_of(context),
+        remote=lambda client: client.get("/api/v1/actions", limit=limit),
+        local=lambda ops: ops.actions(limit=limit),
+    )
+    answer(rows, as_json, _show_actions)
+
+
+def _show_actions(rows: list[dict[str, Any]]) -> None:
+    names = ("asked_at", "actor", "action", "subject", "effect")
+    table(names, [[row[name] for name in names] for row in rows], empty="nothing yet")

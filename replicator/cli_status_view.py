@@ -1,0 +1,132 @@
+"""How the status report looks in a terminal. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from replicator.cli_answer import printable
+
+UNKNOWN = "unknown"
+COLOURS = {"ok": "green", "degraded": "yellow", "failed": "red"}
+Report = dict[str, Any]
+
+
+def whole(report: Report) -> RenderableType:
+    """Verdict and reasons first, then the flow from Redis to ClickHouse, then each table."""
+    parts: list[RenderableType] = [_verdict(report), *_reasons(report), Text(), _flow(report)]
+    if report["tables"]:
+        parts += [Text(), _tables(report["tables"])]
+    return Group(*parts)
+
+
+def _verdict(report: Report) -> Text:
+    text = Text(report["state"].upper(), style=f"bold {COLOURS[report['state']]}")
+    text.append(f"  pipeline {report['pipeline']}", style="default not bold")
+    if report["running"]:
+        text.append(f", running for {seconds(report['uptime_seconds'])}", style="default not bold")
+    return text
+
+
+def _reasons(report: Report) -> Iterable[Text]:
+    return (Text(f"  • {printable(reason)}", overflow="fold") for reason in report["reasons"])
+
+
+def _flow(report: Report) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold")
+    grid.add_column(overflow="fold")
+    log, sink, rates, runway = report["log"], report["sink"], report["rates"], report["runway"]
+    for stream in report["streams"]:
+        read_to = stream["last_entry_id"] or "not read yet"
+        name = printable(stream["stream"])
+        grid.add_row("stream", Text(f"{name}  at {read_to}, {number(stream['backlog_entries'])} entries behind"))
+    grid.add_row(
+        "log",
+        Text(
+            f"head {number(log['head_offset'])}, {number(log['changes'])} changes, {size(log['bytes'])}, "
+            f"{rate(rates['changes_logged'])} in"
+        ),
+    )
+    grid.add_row(
+        "delivered",
+        Text(
+            f"checkpoint {number(sink['checkpoint_offset'])}, confirmed by ClickHouse "
+            f"{number(sink['confirmed_offset'])}, {rate(rates['rows_delivered'])} out"
+        ),
+    )
+    grid.add_row("lag", Text(f"{number(sink['lag_changes'])} changes, {seconds(sink['lag_seconds'])}"))
+    failed, rejected, gaps = report["failed_syncs"], report["rejected_entries"], report["gaps"]
+    grid.add_row(
+        "kept aside",
+        Text(
+            f"{number(failed['open'])} failed syncs ({number(failed['rows'])} rows), "
+            f"{number(rejected['open'])} rejected entries, {number(gaps['open'])} gaps"
+        ),
+    )
+    grid.add_row(
+        "runway",
+        Text(
+            f"disk {seconds(runway['disk_seconds'], 'no end in sight')}, "
+            f"Redis {seconds(runway['redis_seconds'], 'no end in sight')}, "
+            f"caught up in {seconds(runway['catch_up_seconds'], UNKNOWN)}"
+        ),
+    )
+    return grid
+
+
+def _tables(tables: list[Report]) -> Table:
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("table", "checkpoint", "confirmed", "pending", "parked"):
+        shown.add_column(name, justify="left" if name == "table" else "right")
+    shown.add_column("delivery", overflow="fold")
+    for t in tables:
+        cells = [number(t[name]) for name in ("checkpoint_offset", "confirmed_offset", "pending", "parked")]
+        shown.add_row(Text(printable(t["table"])), *cells, Text(printable(_delivery(t))))
+    return shown
+
+
+def _delivery(table: Report) -> str:
+    if table["paused"]:
+        return "paused"
+    if table["stopped"]:
+        return "stopped"
+    waiting = "" if table["next_try_seconds"] is None else f", next try in {seconds(table['next_try_seconds'])}"
+    if table["circuit"] == "open":
+        return f"waits for ClickHouse{waiting}"
+    if table["attempt"]:
+        return f"failed {table['attempt']} times{waiting}"
+    return {None: UNKNOWN, "closed": "goes on"}.get(table["circuit"], str(table["circuit"]))
+
+
+def number(value: int | None) -> str:
+    return UNKNOWN if value is None else f"{value:,}"
+
+
+def rate(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:,.0f}/s"
+
+
+def size(value: int | None) -> str:
+    if value is None:
+        return UNKNOWN
+    amount = float(value)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
+
+
+def seconds(value: float | None, unknown: str = UNKNOWN) -> str:
+    if value is None:
+        return unknown
+    if value < 120:
+        return f"{value:.1f} s"
+    if value < 7200:
+        return f"{value / 60:.0f} min"
+    return f"{value / 3600:.0f} h" if value < 172_800 else f"{value / 86_400:.0f} days"

@@ -1,0 +1,208 @@
+"""The service with its face: the loops, the probe of both engines, the watch, the HTTP interface, signals, systemd.
+
+Guarantees: nothing starts unless the database and the address are ours; a stop lets requests finish, then the loops,
+then closes the file; a configuration that cannot be read again leaves everything as it was.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+import structlog
+from attrs import define, evolve, field
+
+from replicator import systemd
+from replicator.config import Settings
+from replicator.errors import ConfigError
+from replicator.operations import Operations
+from replicator.server import HttpServer
+from replicator.server_tokens import Tokens, ensure_tokens
+from replicator.service import Service, build_sink
+from replicator.status_live import Watch
+from replicator.status_probe import Probe
+from replicator.telemetry import set_level
+
+ATTEND_SECONDS = 0.2
+PROBE_TIMEOUT_SECONDS = 20.0
+
+log = structlog.get_logger(__name__)
+
+
+@define
+class RunningService:
+    """Build it, then `run` it in the main thread."""
+
+    settings: Settings
+    reread: Callable[[], Settings]
+    service: Service
+    probe: Probe
+    watch: Watch
+    http: HttpServer
+    operations: Operations
+    tokens: Tokens
+    _signals: set[int] = field(factory=set)
+    _notified_at: float = 0.0
+
+    @classmethod
+    def build(cls, settings: Settings, reread: Callable[[], Settings]) -> RunningService:
+        """Everything, with the database opened and the address taken. Raises what either raises."""
+        service = Service.build(settings)
+        try:
+            tokens = ensure_tokens(settings)
+            running = cls._around(settings, reread, service, tokens)
+            running.http.bind()
+        except BaseException:
+            service.shut_down()
+            raise
+        return running
+
+    @classmethod
+    def _around(
+        cls, settings: Settings, reread: Callable[[], Settings], service: Service, tokens: Tokens
+    ) -> RunningService:
+        sink = build_sink(settings)
+        sink.options = evolve(sink.options, insert_timeout_seconds=PROBE_TIMEOUT_SECONDS)
+        probe = Probe(
+            pipeline=settings.pipeline.name,
+            source=service.source,
+            sink=sink,
+            streams=lambda: service.catalog.routes.streams,
+            stop=service.stop,
+        )
+        operations = Operations(
+            database=service.database,
+            controls=service.controls,
+            ledger=service.ledger,
+            deliver=service.deliver,
+            tables=lambda: list(service.catalog.current),
+        )
+        running: RunningService
+        http = HttpServer(settings=settings, instance_id=service.instance_id, application=lambda: running.application())
+        running = cls(
+            settings=settings,
+            reread=reread,
+            service=service,
+            probe=probe,
+            watch=Watch(service=service, probe=probe, stop=service.stop),
+            http=http,
+            operations=operations,
+            tokens=tokens,
+        )
+        return running
+
+    def application(self) -> object:
+        """The HTTP application. Called in the server's thread."""
+        from replicator.server_app import Face, build_app  # noqa: PLC0415 - the loops need not wait for FastAPI
+
+        return build_app(
+            Face(
+                host=self.settings.serve.host,
+                tokens=lambda: self.tokens,
+                version=version("replicator"),
+                instance_id=self.service.instance_id,
+                pipeline=self.settings.pipeline.name,
+                operations=self.operations,
+                report=self.watch.report,
+                latest=lambda: self.watch.latest,
+            )
+        )
+
+    # ── running ──
+
+    def run(self) -> None:
+        """Until a signal or a fatal error, which is raised."""
+        service = self.service
+        log.info("service_starting", pipeline=self.settings.pipeline.name, database=str(service.database.options.path))
+        for warning in self.settings.warnings:
+            log.warning("configuration_warning", text=warning)
+        with self._listening():
+            service.start()
+            service.supervise("redis-probe", self.probe.run_redis)
+            service.supervise("clickhouse-probe", self.probe.run_clickhouse)
+            service.supervise("watch", self.watch.run)
+            self.http.start()
+            systemd.notify("READY=1")
+            self._attend()
+            systemd.notify("STOPPING=1")
+            self.http.stop()
+            self.probe.sink.close()
+            service.shut_down()
+        if service.fatal is not None:
+            raise service.fatal
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Signals only leave a note: acting inside a handler could deadlock with what it interrupts."""
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, lambda n, _: self._signals.add(n)) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, action in before.items():
+                signal.signal(number, action)
+
+    def _attend(self) -> None:
+        while not self.service.stop.wait(ATTEND_SECONDS):
+            received, self._signals = self._signals, set()
+            if signal.SIGHUP in received:
+                self.reload()
+            if received - {signal.SIGHUP}:
+                log.info("service_stopping", signals=[signal.Signals(n).name for n in received])
+                self.service.stop.set()
+            self._tell_watchdog()
+
+    def _tell_watchdog(self) -> None:
+        interval = systemd.watchdog_seconds()
+        if interval is None or time.monotonic() - self._notified_at < interval:
+            return
+        report = self.watch.latest
+        if report is None or not any(loop.hangs for loop in report.loops):
+            systemd.notify("WATCHDOG=1")
+            self._notified_at = time.monotonic()
+
+    # ── SIGHUP ──
+
+    def reload(self) -> None:
+        """Take tables, streams, log level, tokens and the ClickHouse login as they are configured now."""
+        systemd.reloading()
+        try:
+            settings = self.reread()
+            changed = self.service.reload(settings)
+        except ConfigError as error:
+            log.error("configuration_not_reloaded", problems=list(error.problems), hint=error.hint)
+        else:
+            set_level(settings.writer.logging.log_level)
+            self.tokens = ensure_tokens(settings)
+            self._renew_login(settings)
+            log.info("configuration_taken", changed=changed)
+        systemd.notify("READY=1")
+
+    def _renew_login(self, settings: Settings) -> None:
+        new = settings.clickhouse
+        for sink in (self.service.sink, self.probe.sink):
+            if (sink.options.user, sink.options.password) != (new.user, new.password):
+                sink.options = evolve(sink.options, user=new.user, password=new.password)
+                sink.close()
+
+
+def sync_once(settings: Settings, *, actor: str, timeout_seconds: float) -> dict[str, Any]:
+    """Deliver what the file holds without a service: opens it, delivers up to its head, closes it."""
+    service = Service.build(settings)
+    try:
+        service.progress.release(service.changelog.head)
+        service.supervise("deliver", service.deliver_all)
+        operations = Operations(
+            database=service.database, controls=service.controls, ledger=service.ledger, deliver=service.deliver
+        )
+        return operations.sync(actor=actor, timeout_seconds=timeout_seconds)
+    finally:
+        service.shut_down()

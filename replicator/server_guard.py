@@ -1,0 +1,175 @@
+"""What stands before every request: the host it names, the page it comes from, the size of its body, idle connections.
+
+Guarantees: a web page on another origin cannot reach the service through a browser, nor by rebinding a name to this
+address; a body is never taken beyond its limit; a connection that says nothing is closed, and there are never more
+than a fixed number of them. Never looks at tokens: see `server_app`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from attrs import define, frozen
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from replicator.config.checks import is_loopback
+
+BODY_BYTES_MAX = 1 << 20
+CONNECTIONS_MAX = 256
+FIRST_REQUEST_SECONDS = 10.0
+BODY_SECONDS = 30.0
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+)
+
+
+def error_body(kind: str, message: str, hint: str = "") -> dict[str, Any]:
+    """How every error of the interface looks."""
+    return {"error": {"kind": kind, "message": message, "hint": hint or None}}
+
+
+@frozen(kw_only=True)
+class Refusal:
+    status: int
+    kind: str
+    message: str
+    hint: str = ""
+
+
+class TooLarge(Exception):
+    """The body went beyond its limit while it was read."""
+
+
+class TooSlow(Exception):
+    """The body did not come in time."""
+
+
+@define
+class Guard:
+    """ASGI middleware around the whole application. ``host`` is the address the service listens on."""
+
+    app: App
+    host: str
+    body_bytes_max: int = BODY_BYTES_MAX
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        refusal = self._refusal(headers)
+        if refusal is not None:
+            return await _answer(send, refusal)
+        sent = False
+
+        async def send_with_headers(message: MutableMapping[str, Any]) -> None:
+            nonlocal sent
+            if message["type"] == "http.response.start":
+                sent = True
+                present = {name.lower() for name, _ in message["headers"]}
+                message["headers"] = [*message["headers"], *(h for h in HEADERS if h[0] not in present)]
+            await send(message)
+
+        try:
+            await self.app(scope, _limited(receive, self.body_bytes_max), send_with_headers)
+        except (TooLarge, TooSlow) as error:
+            if sent:
+                raise
+            too_large = isinstance(error, TooLarge)
+            await _answer(send, self._too_large() if too_large else _TOO_SLOW)
+
+    def _refusal(self, headers: dict[bytes, str]) -> Refusal | None:
+        host = headers.get(b"host", "")
+        if is_loopback(self.host) and not _names_loopback(host):
+            return Refusal(
+                status=421,
+                kind="wrong_host",
+                message=f"this service is not {host[:200]!r}",
+                hint="call it by 127.0.0.1",
+            )
+        origin = headers.get(b"origin")
+        cross_site = headers.get(b"sec-fetch-site", "none") not in ("none", "same-origin")
+        if cross_site or (origin is not None and urlsplit_netloc(origin) != host):
+            return Refusal(status=403, kind="cross_origin", message="calls from other origins are refused")
+        length = headers.get(b"content-length", "0")
+        if not length.isdigit() or int(length) > self.body_bytes_max:
+            return self._too_large()
+        return None
+
+    def _too_large(self) -> Refusal:
+        return Refusal(status=413, kind="too_large", message=f"a body has at most {self.body_bytes_max} bytes")
+
+
+_TOO_SLOW = Refusal(status=408, kind="too_slow", message=f"the body did not come within {BODY_SECONDS:.0f} s")
+
+
+def urlsplit_netloc(url: str) -> str:
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""
+
+
+def _names_loopback(host: str) -> bool:
+    """Whether a Host header names this machine as such."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    return is_loopback(name)
+
+
+def _limited(receive: Receive, bytes_max: int) -> Receive:
+    taken = 0
+    whole = False
+
+    async def limited() -> MutableMapping[str, Any]:
+        nonlocal taken, whole
+        if whole:
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), BODY_SECONDS)
+        except TimeoutError:
+            raise TooSlow from None
+        taken += len(message.get("body", b""))
+        whole = not message.get("more_body", False)
+        if taken > bytes_max:
+            raise TooLarge
+        return message
+
+    return limited
+
+
+async def _answer(send: Send, refusal: Refusal) -> None:
+    body = json.dumps(error_body(refusal.kind, refusal.message, refusal.hint)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers += [(b"connection", b"close"), *HEADERS]
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class GuardedProtocol(H11Protocol):
+    """uvicorn's protocol with a bound on connections, and on how long one may stay silent before its first request."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS_MAX:
+            transport.abort()
+            return
+        self.loop.call_later(FIRST_REQUEST_SECONDS, self._close_if_silent)
+
+    def _close_if_silent(self) -> None:
+        if self.scope is None and not self.transport.is_closing():
+            self.transport.close()

@@ -1,0 +1,17 @@
+-- What is parked, rejected and lost: counts, and how long the oldest has waited.
+select
+    (select count(*) from failed_syncs where status = 'open'),
+    (select coalesce(sum(row_count), 0)::bigint from failed_syncs where status = 'open'),
+    (select epoch(min(first_failed_at)) from failed_syncs where status = 'open'),
+    (
+        select epoch(min(least(f.first_failed_at, c.logged_at)))
+        from failed_syncs f left join change_log c on c.log_offset = f.first_offset
+        where f.status = 'open'
+    ),
+    (select count(*) from rejected_entries where status = 'open'),
+    (select count(*) from stream_gaps where status = 'open'),
+    (
+        select case when count(*) = count(entries_lost) then coalesce(sum(entries_lost), 0)::bigint end
+        from stream_gaps where status = 'open'
+    ),
+    (select count(*) from change_log)

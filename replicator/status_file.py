@@ -1,0 +1,172 @@
+"""What the DuckDB file alone tells of the pipeline: the whole report when no service runs, and part of it when one does.
+
+Guarantees: reads only. Never asks Redis or ClickHouse, so what only they know is None.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from attrs import frozen
+
+from replicator.changelog import StreamPosition
+from replicator.config import Settings
+from replicator.controls import Controls
+from replicator.database import Database, Session, quote, statement
+from replicator.status import (
+    FailedStatus,
+    GapStatus,
+    LogStatus,
+    Reason,
+    RejectedStatus,
+    SinkStatus,
+    State,
+    StatusReport,
+    StreamStatus,
+    TableStatus,
+    with_lag,
+)
+
+
+@frozen(kw_only=True)
+class Records:
+    """Counts of what waits for somebody, and when the oldest parked change was logged (epoch seconds)."""
+
+    failed: FailedStatus
+    parked_since: float | None
+    rejected: RejectedStatus
+    gaps: GapStatus
+    changes: int
+    parked: Mapping[str, int]
+
+
+@frozen(kw_only=True)
+class LaneStanding:
+    """One lane as the file has it."""
+
+    lane: str
+    checkpoint: int
+    pending: int
+    oldest_at: float | None
+
+
+def read_records(session: Session, failed_table: str) -> Records:
+    """Everything counted in one query; ``failed_table`` is quoted."""
+    row = session.row(statement("status/records").replace("failed_syncs", failed_table))
+    assert row is not None
+    open_failed, rows, failed_since, parked_since, rejected, gaps, lost, changes = row
+    parked = dict(session.rows(statement("status/parked").replace("failed_syncs", failed_table)))
+    age = None if failed_since is None else max(0.0, time.time() - failed_since)
+    return Records(
+        failed=FailedStatus(open=open_failed, rows=rows, oldest_age_seconds=age),
+        parked_since=parked_since,
+        rejected=RejectedStatus(open=rejected),
+        gaps=GapStatus(open=gaps, entries_lost=lost),
+        changes=changes,
+        parked=parked,
+    )
+
+
+def read_lanes(session: Session) -> list[LaneStanding]:
+    """Where every lane stands, by scanning what is behind it."""
+    return [
+        LaneStanding(lane=lane, checkpoint=checkpoint, pending=pending, oldest_at=oldest)
+        for lane, checkpoint, pending, oldest in session.rows(statement("status/pending"))
+    ]
+
+
+def pipeline_checkpoint(lanes: Sequence[LaneStanding], head: int) -> int:
+    """The smallest of the lanes' checkpoints; one with nothing pending counts as standing at the head."""
+    return min((lane.checkpoint for lane in lanes if lane.pending), default=head)
+
+
+def oldest_age_seconds(*instants: float | None) -> float | None:
+    """The age of the oldest of some epoch instants, None when there is none."""
+    known = [at for at in instants if at is not None]
+    return max(0.0, time.time() - min(known)) if known else None
+
+
+def disk_free_bytes(path: Path) -> int | None:
+    """Free bytes where the file is, or will be."""
+    for place in (path, *path.parents):
+        if place.exists():
+            return shutil.disk_usage(place).free
+    return None
+
+
+def file_report(settings: Settings, database: Database) -> StatusReport:
+    """The report when no service runs: what the file says, and that nothing moves."""
+    session = database.session()
+    failed_table = quote(settings.writer.error_handling.failed_sync_table)
+    records, lanes = read_records(session, failed_table), read_lanes(session)
+    head_row = session.row(statement("changelog/ends"))
+    head = head_row[1] if head_row else 0
+    positions = {row[0]: row for row in session.rows(statement("changelog/positions"))}
+    instance = session.row("select value from meta where key = 'instance_id'")
+    session.close()
+    checkpoint = pipeline_checkpoint(lanes, head)
+    parked = records.failed.rows or 0
+    report = StatusReport(
+        pipeline=settings.pipeline.name,
+        running=False,
+        instance_id=instance[0] if instance else None,
+        database=str(settings.writer.database.path),
+        streams=[_stream(name, positions.get(name)) for name in sorted({*positions, *settings.redis.streams})],
+        log=LogStatus(head_offset=head, changes=records.changes, bytes=database.size_bytes()),
+        sink=SinkStatus(checkpoint_offset=checkpoint),
+        tables=[
+            TableStatus(
+                table=lane.lane,
+                checkpoint_offset=lane.checkpoint if lane.pending else head,
+                pending=lane.pending,
+                parked=records.parked.get(lane.lane, 0),
+            )
+            for lane in sorted(lanes, key=lambda lane: lane.lane)
+        ],
+        failed_syncs=records.failed,
+        rejected_entries=records.rejected,
+        gaps=records.gaps,
+        paused=Controls.open(database).paused,
+        disk_free_bytes=disk_free_bytes(settings.writer.database.path),
+        notes=[NOT_RUNNING],
+    )
+    age = oldest_age_seconds(records.parked_since, *(lane.oldest_at for lane in lanes))
+    return with_lag(report, head=head, checkpoint=checkpoint, parked=parked, age=age)
+
+
+NOT_RUNNING = Reason(state=State.FAILED, text="the service is not running: start it with `replicator run`")
+
+
+def empty_report(settings: Settings) -> StatusReport:
+    """The report when there is no file yet: nothing is known but that."""
+    path = settings.writer.database.path
+    note = Reason(state=State.FAILED, text=f"there is no database at {path} yet: the first `replicator run` makes it")
+    return StatusReport(
+        pipeline=settings.pipeline.name,
+        running=False,
+        database=str(path),
+        streams=[StreamStatus(stream=name) for name in settings.redis.streams],
+        disk_free_bytes=disk_free_bytes(path),
+        notes=[NOT_RUNNING, note],
+    )
+
+
+def _stream(name: str, row: Sequence[object] | None) -> StreamStatus:
+    if row is None:
+        return StreamStatus(stream=name)
+    return StreamStatus(stream=name, stream_epoch=int(str(row[1])), last_entry_id=str(row[2]))
+
+
+def stream_status(stream: str, position: StreamPosition | None, backlog: int | None) -> StreamStatus:
+    """A stream as capture stands on it."""
+    if position is None:
+        return StreamStatus(stream=stream, backlog_entries=backlog)
+    return StreamStatus(
+        stream=stream,
+        stream_epoch=position.stream_epoch,
+        last_entry_id=position.last_entry_id,
+        backlog_entries=backlog,
+    )

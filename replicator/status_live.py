@@ -1,0 +1,290 @@
+"""The report of a running service: its loops, its lanes, its file, and what the probe last heard from both engines.
+
+Guarantees: never waits for Redis or ClickHouse; figures of one report were read within milliseconds of each other.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import structlog
+from attrs import define, evolve, field, frozen
+
+from replicator.controls import CAPTURE
+from replicator.database import Session, statement
+from replicator.deliver_lane import Circuit, LaneState
+from replicator.status import (
+    LogStatus,
+    LoopStatus,
+    Rates,
+    Runway,
+    SinkStatus,
+    StatusReport,
+    TableStatus,
+    with_lag,
+)
+from replicator.status_file import (
+    LaneStanding,
+    Records,
+    disk_free_bytes,
+    oldest_age_seconds,
+    pipeline_checkpoint,
+    read_lanes,
+    read_records,
+    stream_status,
+)
+from replicator.status_probe import Probe, backlog_entries, engine_status
+
+if TYPE_CHECKING:
+    from replicator.service import Service
+
+SAMPLE_SECONDS = 2.0
+RATE_WINDOW_SECONDS = 30.0
+RUNWAY_WINDOW_SECONDS = 600.0
+RUNWAY_SECONDS_KNOWN = 20.0
+"""What was watched for less says nothing of a trend."""
+
+log = structlog.get_logger(__name__)
+
+
+@frozen(kw_only=True)
+class Sample:
+    """Counters at one instant."""
+
+    at: float
+    entries_read: int
+    changes_logged: int
+    rows_delivered: int
+    log_bytes: int
+    redis_bytes: int | None
+
+
+@define
+class Watch:
+    """Samples the counters for rates and runway, and keeps the latest report for those who may not wait."""
+
+    service: Service
+    probe: Probe
+    stop: threading.Event
+    latest: StatusReport | None = None
+    _samples: deque[Sample] = field(factory=lambda: deque(maxlen=int(RUNWAY_WINDOW_SECONDS / SAMPLE_SECONDS)))
+    _lock: threading.Lock = field(factory=threading.Lock)
+
+    def run(self) -> None:
+        """Until stopped. A report that is dear to make is made less often."""
+        cost = 0.0
+        while not self.stop.wait(max(SAMPLE_SECONDS, 20 * cost)):
+            started = time.monotonic()
+            self.report()
+            cost = time.monotonic() - started
+
+    def report(self) -> StatusReport:
+        """How everything stands now."""
+        with self._lock:
+            self.latest = _collect(self.service, self.probe, self._sampled())
+            return self.latest
+
+    def _sampled(self) -> tuple[Sample, ...]:
+        s, redis = self.service, self.probe.redis
+        sample = Sample(
+            at=time.monotonic(),
+            entries_read=s.progress.entries_read,
+            changes_logged=s.progress.changes_appended,
+            rows_delivered=s.deliver.delivered_rows,
+            log_bytes=s.database.size_bytes(),
+            redis_bytes=redis.memory_used_bytes if redis else None,
+        )
+        if not self._samples or sample.at - self._samples[-1].at >= SAMPLE_SECONDS / 2:
+            self._samples.append(sample)
+        return (*self._samples, sample)
+
+
+def _collect(service: Service, probe: Probe, samples: tuple[Sample, ...]) -> StatusReport:
+    session = service.database.session()
+    try:
+        records = read_records(session, service.ledger.failed_table)
+        head = service.changelog.head
+        tables, lanes = _tables(service, session, records)
+        delivered = dict(session.rows(statement("status/delivered")))
+    finally:
+        session.close()
+    checkpoint = service.deliver.checkpoint if service.deliver.lanes else pipeline_checkpoint(lanes, head)
+    confirmed = probe.clickhouse.confirmed if probe.clickhouse and not probe.clickhouse.error else None
+    clock = time.monotonic()
+    redis_facts = probe.redis
+    redis_streams = redis_facts.streams if redis_facts and not redis_facts.error else {}
+    path = service.settings.writer.database.path
+    streams = sorted({*service.catalog.routes.streams, *service.progress.positions})
+    positions = service.progress.positions
+    report = StatusReport(
+        pipeline=service.settings.pipeline.name,
+        running=True,
+        instance_id=service.instance_id,
+        version=version("replicator"),
+        pid=os.getpid(),
+        uptime_seconds=time.time() - service.started_at,
+        database=str(path),
+        streams=[
+            stream_status(name, positions.get(name), backlog_entries(positions.get(name), redis_streams.get(name)))
+            for name in streams
+        ],
+        log=LogStatus(head_offset=head, changes=records.changes, bytes=samples[-1].log_bytes),
+        sink=SinkStatus(
+            checkpoint_offset=checkpoint,
+            confirmed_offset=_confirmed(confirmed, delivered, checkpoint),
+            circuit=_circuit(service),
+        ),
+        tables=[evolve(t, confirmed_offset=None if confirmed is None else confirmed.get(t.table)) for t in tables],
+        failed_syncs=records.failed,
+        rejected_entries=records.rejected,
+        gaps=records.gaps,
+        rates=_rates(samples),
+        redis=engine_status(redis_facts, clock=clock),
+        clickhouse=engine_status(probe.clickhouse, clock=clock),
+        loops=_loops(service, clock),
+        paused=service.controls.paused,
+        disk_free_bytes=disk_free_bytes(path),
+        sync_interval_seconds=service.settings.writer.sync.sync_interval_sec,
+    )
+    age = oldest_age_seconds(records.parked_since, *(lane.oldest_at for lane in lanes))
+    report = with_lag(report, head=head, checkpoint=checkpoint, parked=records.failed.rows, age=age)
+    maximum = redis_facts.memory_max_bytes if redis_facts and not redis_facts.error else None
+    return evolve(report, runway=_runway(report, samples, maximum))
+
+
+# ── lanes ──
+
+
+def _tables(service: Service, session: Session, records: Records) -> tuple[list[TableStatus], list[LaneStanding]]:
+    """Each lane from deliver's memory; from the file while deliver has not begun."""
+    states = dict(service.deliver.lanes)
+    lanes = [_standing(session, state) for state in states.values()] if states else read_lanes(session)
+    clock = time.monotonic()
+    head = service.deliver.scanned if states else service.changelog.head
+    tables = []
+    for lane in sorted(lanes, key=lambda lane: lane.lane):
+        at = lane.checkpoint if lane.pending or lane.oldest_at else max(lane.checkpoint, head)
+        table = TableStatus(
+            table=lane.lane,
+            checkpoint_offset=at,
+            pending=lane.pending,
+            parked=records.parked.get(lane.lane, 0),
+            paused=service.controls.lane_paused(lane.lane),
+        )
+        tables.append(_with_state(table, states.get(lane.lane), clock))
+    return tables, lanes
+
+
+def _standing(session: Session, state: LaneState) -> LaneStanding:
+    """What a lane has pending. Another thread owns the state: each field is read once."""
+    segments, frozen = state.segments.copy(), state.frozen.copy()
+    checkpoint, batched = state.checkpoint, state.batched
+    prepared = state.prepared
+    pending = sum(s.rows for s in segments) + sum(b.row_count for b in frozen)
+    if prepared is not None and prepared.offsets not in [batch.offsets for batch in frozen]:
+        pending += prepared.table.num_rows
+    oldest = segments[0].oldest_at if segments else None
+    busy = bool(frozen or prepared or state.preparing or state.sending)
+    if busy and batched > checkpoint:
+        sql = f"select epoch(min(logged_at)) from change_log where log_offset between ? and ? and {state.lane.where}"
+        row = session.row(sql, [checkpoint + 1, batched])
+        oldest = row[0] if row and row[0] is not None else oldest
+    return LaneStanding(lane=state.lane.name, checkpoint=checkpoint, pending=pending, oldest_at=oldest)
+
+
+def _with_state(table: TableStatus, state: LaneState | None, clock: float) -> TableStatus:
+    if state is None:
+        return table
+    waiting = state.try_at - clock
+    return evolve(
+        table,
+        circuit=str(state.circuit),
+        attempt=state.retries,
+        next_try_seconds=waiting if waiting > 0 else None,
+        last_error=state.last_error or None,
+        stopped=state.stopped_reason or None,
+    )
+
+
+def _circuit(service: Service) -> str | None:
+    states = list(service.deliver.lanes.values())
+    if not states:
+        return None
+    return str(Circuit.OPEN if any(state.circuit is Circuit.OPEN for state in states) else Circuit.CLOSED)
+
+
+def _confirmed(confirmed: Mapping[str, int] | None, delivered: Mapping[str, int], checkpoint: int) -> int | None:
+    """How far ClickHouse's own ledger agrees: the checkpoint, or where a table's ledger ends before its last batch."""
+    if confirmed is None:
+        return None
+    short = [confirmed.get(table, 0) for table, last in delivered.items() if confirmed.get(table, 0) < last]
+    return min([checkpoint, *short])
+
+
+# ── loops, rates, runway ──
+
+
+def _loops(service: Service, clock: float) -> list[LoopStatus]:
+    beats = {CAPTURE: service.progress.heartbeat_at, "deliver": service.deliver.heartbeat_at}
+    loops = []
+    for health in service.loops.values():
+        beat = beats.get(health.name)
+        silent = None if beat is None else max(0.0, clock - max(beat, health.started_at))
+        loops.append(
+            LoopStatus(
+                loop=health.name,
+                running=health.running,
+                waits_for_engine=health.unavailable,
+                restarts=health.restarts,
+                heartbeat_seconds_ago=silent,
+                error=health.error or None,
+            )
+        )
+    return loops
+
+
+def _since(samples: tuple[Sample, ...], window_seconds: float) -> Sample:
+    newest = samples[-1]
+    return next(s for s in samples if newest.at - s.at <= window_seconds)
+
+
+def _rates(samples: tuple[Sample, ...]) -> Rates:
+    old, new = _since(samples, RATE_WINDOW_SECONDS), samples[-1]
+    seconds = new.at - old.at
+    if seconds < SAMPLE_SECONDS / 2:
+        return Rates()
+    return Rates(
+        entries_read=(new.entries_read - old.entries_read) / seconds,
+        changes_logged=(new.changes_logged - old.changes_logged) / seconds,
+        rows_delivered=(new.rows_delivered - old.rows_delivered) / seconds,
+    )
+
+
+def _runway(report: StatusReport, samples: tuple[Sample, ...], redis_bytes_max: int | None) -> Runway:
+    old, new = samples[0], samples[-1]
+    seconds = new.at - old.at
+    disk = redis = None
+    if seconds >= RUNWAY_SECONDS_KNOWN:
+        growth = (new.log_bytes - old.log_bytes) / seconds
+        if growth > 0 and report.disk_free_bytes is not None:
+            disk = report.disk_free_bytes / growth
+        if redis_bytes_max and new.redis_bytes is not None and old.redis_bytes is not None:
+            growth = (new.redis_bytes - old.redis_bytes) / seconds
+            redis = max(0, redis_bytes_max - new.redis_bytes) / growth if growth > 0 else None
+    return Runway(disk_seconds=disk, redis_seconds=redis, catch_up_seconds=_catch_up(report))
+
+
+def _catch_up(report: StatusReport) -> float | None:
+    lag, rates = report.sink.lag_changes, report.rates
+    if lag is None or lag == 0:
+        return None if lag is None else 0.0
+    if rates.rows_delivered is None or rates.changes_logged is None:
+        return None
+    gain = rates.rows_delivered - rates.changes_logged
+    return lag / gain if gain > 0 else None
