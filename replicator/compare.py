@@ -69,7 +69,9 @@ def log_hashes_sql(lane: Lane, ranges: Sequence[OffsetRange]) -> str:
 
 def sink_hashes_sql(lane: Lane, ranges: Sequence[OffsetRange]) -> str:
     """ClickHouse: the same."""
-    return f"select {lane.offset_column} as place, {lane.hash_clickhouse} as h from {_rows(lane, ranges)} order by place"
+    return (
+        f"select {lane.offset_column} as place, {lane.hash_clickhouse} as h from {_rows(lane, ranges)} order by place"
+    )
 
 
 def _rows(lane: Lane, ranges: Sequence[OffsetRange]) -> str:

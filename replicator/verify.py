@@ -32,6 +32,7 @@ from replicator.compare import (
 from replicator.database import Session, now, statement
 from replicator.lanes import Lane
 from replicator.model import GENERIC_LANE, OffsetRange
+from replicator.schema import quote_clickhouse
 from replicator.sink import ClickHouseSink
 from replicator.verify_invariants import Problem, log_problems, state_problems
 
@@ -122,7 +123,7 @@ class Verifier:
         return min(checkpoint, request.last or checkpoint)
 
     def _table(self, name: str, request: VerifyRequest, last: int) -> TableResult:
-        mismatches: list[Mismatch] = []
+        mismatches: list[Mismatch] = [] if request.last else self._beyond(name)
         rows = 0
         known = self.known_ranges(name)
         for lane in self.lanes(name):
@@ -138,6 +139,19 @@ class Verifier:
         return TableResult(
             table=name, offsets=offsets, rows=rows, mismatches=tuple(joined(mismatches)), problems=tuple(problems)
         )
+
+    def _beyond(self, name: str) -> list[Mismatch]:
+        """Rows of the sink above everything that was ever frozen for the lane."""
+        row = self.session.row("select coalesce(max(last_offset), 0) from sync_batches where table_name = ?", [name])
+        lane = self.lanes(name)[-1]
+        sql = (
+            f"select distinct {lane.offset_column} from {quote_clickhouse(lane.target)} "
+            f"where _pipeline = {{pipeline:String}} and {lane.offset_column} > {{last:Int64}} limit {DETAILED_MAX}"
+        )
+        found = self.sink.rows(sql, {"pipeline": self.pipeline, "last": row[0] if row else 0})
+        frozen = self.session.row("select coalesce(max(last_offset), 0) from sync_batches where table_name = ?", [name])
+        latest = frozen[0] if frozen else 0
+        return [Mismatch(table=name, offset=at, kind=Difference.EXTRA) for (at,) in found if at > latest]
 
     def lanes(self, name: str) -> list[Lane]:
         """The table's lanes, one per schema version."""

@@ -26,6 +26,10 @@ class Problem:
     invariant: str
     detail: str
     key: str | None = None
+    version: int | None = None
+    """The version at fault in T_state."""
+    batch: tuple[str, int, int] | None = None
+    """The batch (table, first, last) whose row is at fault in the sink's ledger."""
 
 
 def log_problems(session: Session, sink: ClickHouseSink, pipeline: str, failed_table: str) -> list[Problem]:
@@ -67,10 +71,11 @@ def _ledger(session: Session, sink: ClickHouseSink, pipeline: str, failed_table:
     for table, first, last, checksum in ours:
         found = theirs.get((table, first, last))
         if found is None and (table, first, last) not in parked:
-            yield Problem(invariant="the sink's ledger is whole", detail=f"{table}: {first}..{last} is not in it")
+            detail = f"{table}: {first}..{last} is not in it"
+            yield Problem(invariant="the sink's ledger is whole", detail=detail, batch=(table, first, last))
         elif found is not None and found[0] != checksum and (table, first, last) not in parked:
             detail = f"{table}: {first}..{last} has checksum {found[0]}, ours is {checksum}"
-            yield Problem(invariant="the sink's ledger tells the truth", detail=detail)
+            yield Problem(invariant="the sink's ledger tells the truth", detail=detail, batch=(table, first, last))
 
 
 def state_problems(session: Session, sink: ClickHouseSink, schema: TableSchema) -> list[Problem]:
@@ -88,10 +93,11 @@ def state_problems(session: Session, sink: ClickHouseSink, schema: TableSchema) 
         f"select _version % {STATE_BUCKETS} as b, {sums_clickhouse('h', '_version')} "
         f"from (select _version, {row_hash_clickhouse(columns)} as h from {name}) group by b"
     )
+    unfed = _unfed(sink, schema)
     left, right = _buckets(ours), _buckets(theirs)
     wrong = sorted(b for b in left.keys() | right.keys() if left.get(b) != right.get(b))
     if not wrong:
-        return []
+        return unfed
     listed = ", ".join(map(str, wrong))
     mine = session.rows(
         f"select _version, {row_hash_duckdb(columns)}, {ours_key} from {quote(schema.name)} where {bucket_ours} in ({listed})"
@@ -99,7 +105,25 @@ def state_problems(session: Session, sink: ClickHouseSink, schema: TableSchema) 
     yours = sink.rows(
         f"select _version, {row_hash_clickhouse(columns)} from {name} where _version % {STATE_BUCKETS} in ({listed})"
     )
-    return _state_differences(session, schema, mine, yours)
+    found = _state_differences(session, schema, mine, yours)
+    named = {problem.version for problem in found}
+    return [*found, *(problem for problem in unfed if problem.version not in named)]
+
+
+def _unfed(sink: ClickHouseSink, schema: TableSchema) -> list[Problem]:
+    """Keys whose last change in T_log never reached T_state: invisible for a tombstone, until an old row comes late."""
+    key = ", ".join(quote_clickhouse(column.name) for column in schema.key_columns)
+    log_table, state = quote_clickhouse(schema.log_name), quote_clickhouse(schema.state_name)
+    rows = sink.rows(
+        f"with fed as (select {key}, max(_version) as reached from {state} group by {key}) "
+        f"select wanted, last_key from (select {key}, max(_version) as wanted, argMax(_key, _version) as last_key "
+        f"from {log_table} group by {key}) as logged left join fed using ({key}) where wanted > reached limit {NAMED_MAX:d}"
+    )
+    invariant = f"{schema.state_name} has the last change of every key in {schema.log_name}"
+    return [
+        Problem(invariant=invariant, detail=f"version {version} is not in it", key=last_key, version=version)
+        for version, last_key in rows
+    ]
 
 
 def _state_differences(
@@ -127,7 +151,8 @@ def _state_differences(
             detail = f"version {version} is current in the log only"
         else:
             detail = f"version {version} has other values in the sink"
-        problems.append(Problem(invariant=f"{schema.name} is the same on both sides", detail=detail, key=key))
+        invariant = f"{schema.name} is the same on both sides"
+        problems.append(Problem(invariant=invariant, detail=detail, key=key, version=version))
     return problems[:NAMED_MAX]
 
 
