@@ -16,8 +16,6 @@ from typing import Any
 
 import click
 
-from replicator.errors import ConfigError, ReplicatorError, UsageError
-
 CHANGES_MIN = 2000
 """Fewer would be over before there is anything to interrupt."""
 
@@ -43,15 +41,8 @@ def demo_command(context: click.Context, as_json: bool, **options: Any) -> None:
     from replicator.demo_view import DemoView, print_report, report_json  # noqa: PLC0415
 
     chosen = DemoOptions(**options)
-    try:
-        with _stoppable(), DemoView(chosen.changes) as view:
-            report = run_demo(chosen, view)
-    except ReplicatorError as error:
-        click.echo(f"Error: {error}", err=True)
-        context.exit(2 if isinstance(error, UsageError | ConfigError) else 3)
-    except KeyboardInterrupt:
-        click.echo("stopped; everything it had started is stopped too", err=True)
-        context.exit(130)
+    with _stoppable(), DemoView(chosen.changes) as view:
+        report = run_demo(chosen, view)
     if as_json:
         click.echo(report_json(report))
     else:

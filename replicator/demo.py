@@ -167,12 +167,16 @@ class Play:
 
     def _drain(self) -> None:
         before, moved_at = self._look(), time.monotonic()
-        while min(before.logged, before.delivered) < self.written and time.monotonic() - moved_at < STALLED_SECONDS:
+        while min(before.logged, before.delivered) < self.written:
+            if time.monotonic() - moved_at > STALLED_SECONDS:
+                self.show.step(f"nothing moved for {STALLED_SECONDS:.0f} s at {before.delivered:,} delivered", bad=True)
+                return
             self.room.require_service()
             time.sleep(TICK_SECONDS)
             gauges = self._look()
             if gauges != before:
                 before, moved_at = gauges, time.monotonic()
+        self.show.step(f"all {self.written:,} changes are in DuckDB and in ClickHouse")
 
 
 def run_demo(options: DemoOptions, show: Show) -> DemoReport:
@@ -186,7 +190,7 @@ def run_demo(options: DemoOptions, show: Show) -> DemoReport:
         flow = TradeFlow(opened_at=dt.datetime.now(dt.UTC))
         killed_at = _play(room, options, show, flow)
         code = room.stop_service()
-        show.step(f"all written; the service stopped in order after {time.monotonic() - begun:.0f} s")
+        show.step(f"the service stopped with exit code {code}", bad=code != 0)
         problems = [f"the service stopped with exit code {code}, not 0"] if code else []
         tables, altered, found = _examine(room, flow, show)
         problems += [f"{result.table}: {problem}" for result in tables for problem in result.problems]

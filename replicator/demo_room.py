@@ -74,11 +74,6 @@ class Room:
         """What the service printed."""
         return self.place / "service" / "service.log"
 
-    @property
-    def page(self) -> str:
-        """Where the service answers over HTTP."""
-        return f"http://{self.settings.serve.host}:{self.settings.serve.port}"
-
     def prepare(self) -> None:
         """Make the directory and start both engines. Raises UsageError or ReplicatorError; `close` cleans up."""
         self._take_directory()

@@ -1,0 +1,80 @@
+"""What is built is complete: the wheel and the source distribution, and a wheel installed where nothing else is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from replicator.config.templates import TEMPLATE_NAMES
+
+ROOT = Path(__file__).resolve().parents[2]
+INSTALL_SECONDS = 600
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The wheel, made from the source distribution as a packager would, and that."""
+    target = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(target), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=target)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(target.glob("*.whl")), next(target.glob("*.tar.gz"))
+
+
+def test_the_wheel_holds_everything_the_package_reads(built: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(built[0]) as wheel:
+        held = set(wheel.namelist())
+    code = {p.relative_to(ROOT).as_posix() for p in (ROOT / "replicator").rglob("*") if p.suffix in (".py", ".sql")}
+    templates = {f"replicator/_config/{name}" for name in TEMPLATE_NAMES}
+    migrations = {
+        f"replicator/_migrations/{p.relative_to(ROOT / 'migrations').as_posix()}"
+        for p in (ROOT / "migrations").rglob("*.sql")
+    }
+    assert code | templates | migrations <= held
+    assert any(name.endswith("licenses/LICENSE") for name in held)
+
+
+def test_the_wheel_holds_nothing_else(built: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(built[0]) as wheel:
+        tops = {name.split("/")[0] for name in wheel.namelist()}
+        secrets = [name for name in wheel.namelist() if name.endswith(("/secrets.toml", "/.env"))]
+    assert len(tops) == 2 and "replicator" in tops, tops
+    assert secrets == []
+
+
+def test_the_source_distribution_can_be_tested(built: tuple[Path, Path]) -> None:
+    with tarfile.open(built[1]) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"Makefile", "ci.lock", "LICENSE", "README.md", "CHANGELOG.md", "tests/conftest.py", ".ci/run"} <= held
+    assert "config/secrets.toml" not in held
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(INSTALL_SECONDS * 2)
+def test_the_wheel_plays_the_demo_in_an_empty_environment_and_directory(
+    built: tuple[Path, Path], tmp_path: Path
+) -> None:
+    place, directory = tmp_path / "venv", tmp_path / "empty"
+    directory.mkdir()
+    venv.create(place, with_pip=True)
+    environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environ["TMPDIR"] = str(directory)
+    requirements = ["--constraint", str(ROOT / "ci.lock"), f"replicator[embedded] @ {built[0].as_uri()}"]
+    install = [str(place / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", *requirements]
+    done = subprocess.run(
+        install, cwd=directory, env=environ, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    command = [str(place / "bin" / "replicator"), "demo", "--json", "--changes", "2500", "--seconds", "2"]
+    demo = subprocess.run(command, cwd=directory, env=environ, capture_output=True, text=True, timeout=120, check=False)
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+    assert json.loads(demo.stdout)["ok"]
+    assert list(directory.iterdir()) == [], "it left something behind"
