@@ -7,11 +7,11 @@ file whose applied migrations were edited is refused. Never opens the file a sec
 
 from __future__ import annotations
 
-import hashlib
+import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
@@ -20,12 +20,24 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import structlog
 from attrs import define, field, frozen
 
+from replicator.database_migrations import migration_checksum, read_migrations
 from replicator.errors import DatabaseUnavailable, LogCorrupt, ReplicatorError
+from replicator.failpoints import failpoint
 
+HEADER_BYTES = 3 * 4096
+"""Of a DuckDB file, before its first block."""
+COMMITTED = "COMMIT succeeded and is durable"
+"""What DuckDB says when only the checkpoint after a commit failed. Source: seen on DuckDB 2.0.0."""
 CHECKPOINT_THRESHOLD = "256MB"
 """Removes the 110–450 ms stalls of DuckDB's default of 16 MB. Source: measured on DuckDB 2.0.0."""
+
+MEMORY_SHARE_MAX = 0.6
+"""How much of the machine's memory DuckDB may be given in need. Its own default is 0.8."""
+
+log = structlog.get_logger(__name__)
 
 
 @cache
@@ -83,59 +95,71 @@ class Session:
         return self._cursor
 
     def execute(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> None:
-        with translated(self.database):
+        with self._translated():
             self.cursor().execute(sql, parameters)
 
     def rows(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[tuple[Any, ...]]:
-        with translated(self.database):
+        with self._translated():
             return self.cursor().execute(sql, parameters).fetchall()
 
     def row(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> tuple[Any, ...] | None:
-        with translated(self.database):
-            return self.cursor().execute(sql, parameters).fetchone()
+        """The first row. The answer is read to its end: one partly read keeps its transaction, and checkpoints wait."""
+        return next(iter(self.rows(sql, parameters)), None)
 
     def arrow(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> pa.Table:
         """The whole answer as one Arrow table."""
-        with translated(self.database):
+        with self._translated():
             return self.cursor().sql(sql, params=parameters or None).to_arrow_table()
 
     @contextmanager
     def relation(self, **tables: pa.Table) -> Iterator[None]:
         """Let SQL see Arrow tables under these names, without a copy, inside the block."""
         cursor = self.cursor()
-        with translated(self.database):
+        with self._translated():
             for name, table in tables.items():
                 cursor.register(name, table)
         try:
             yield
         finally:
             for name in tables:
-                cursor.unregister(name)
+                with suppress(duckdb.Error):  # a fatal error has taken the names away with the connection
+                    cursor.unregister(name)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Everything inside commits together, durably, or not at all."""
-        with translated(self.database):
+        with self._translated():
             cursor = self.cursor()
             cursor.begin()
             try:
                 yield
-                cursor.commit()
-            except BaseException:
-                _rollback(cursor)
+                self._commit(cursor)
+            except BaseException as error:
+                with suppress(duckdb.Error):  # the failed commit or a fatal error has ended it already
+                    cursor.rollback()
+                if _NO_MEMORY.search(str(error)):
+                    self.database.relieve()
                 raise
+
+    def _commit(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        """Commit. The checkpoint that may follow can fail for itself: what was committed is durable all the same."""
+        try:
+            cursor.commit()
+        except duckdb.FatalException as error:
+            if COMMITTED not in str(error):
+                raise
+            self.database.invalidate(self._generation)
+            if _NO_MEMORY.search(str(error)):
+                self.database.relieve()
+            log.warning("checkpoint_failed", error=_first_line(error))
+
+    def _translated(self) -> AbstractContextManager[None]:
+        return translated(self.database, lambda: self._generation)
 
     def close(self) -> None:
         if self._cursor is not None:
-            self._cursor.close()
+            self.database.drop_cursor(self._cursor)
             self._cursor = None
-
-
-def _rollback(cursor: duckdb.DuckDBPyConnection) -> None:
-    try:
-        cursor.rollback()
-    except duckdb.Error:
-        pass  # nothing is open any more: the failed commit or a fatal error has ended it
 
 
 @define
@@ -145,8 +169,15 @@ class Database:
     options: DatabaseOptions
     generation: int = field(default=0, init=False)
     invalidated: bool = field(default=False, init=False)
+    memory_mb: int | None = field(init=False)
+    """DuckDB's memory limit now: the configured one, or more once a commit needed more."""
     _connection: duckdb.DuckDBPyConnection | None = field(default=None, init=False)
+    _cursors: list[duckdb.DuckDBPyConnection] = field(factory=list, init=False)
     _lock: threading.RLock = field(factory=threading.RLock, init=False)
+
+    @memory_mb.default
+    def _configured_memory(self) -> int | None:
+        return self.options.memory_mb
 
     @classmethod
     def open(cls, options: DatabaseOptions) -> Database:
@@ -175,29 +206,64 @@ class Database:
                 str(path), read_only=self.options.read_only, config=self.options.as_duckdb()
             )
             self._connection.execute("set timezone = 'UTC'")
+            if self.memory_mb != self.options.memory_mb:
+                self._connection.execute(f"set memory_limit = '{self.memory_mb}MB'")
+            _check_whole(path, self._connection)
         except (duckdb.Error, OSError) as error:
             raise _opening_error(path, error) from error
         self.generation += 1
         self.invalidated = False
 
     def new_cursor(self) -> tuple[duckdb.DuckDBPyConnection, int]:
-        """A cursor of its own for a session, on the present instance."""
+        """A cursor of its own for a session, on the present instance. Give it back with `drop_cursor`."""
         with self._lock:
             if self.invalidated:
                 self._reopen()
             assert self._connection is not None, "the database is closed"
-            return self._connection.cursor(), self.generation
+            cursor = self._connection.cursor()
+            self._cursors.append(cursor)
+            return cursor, self.generation
+
+    def drop_cursor(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        """Close a session's cursor."""
+        with self._lock:
+            self._cursors = [each for each in self._cursors if each is not cursor]
+        cursor.close()
 
     def _reopen(self) -> None:
-        """After a fatal error DuckDB refuses everything until the file is opened anew."""
+        """After a fatal error DuckDB refuses everything until the file is opened anew.
+
+        The instance lives as long as any of its cursors: all are closed first, their sessions take new ones.
+        """
+        for cursor in self._cursors:
+            cursor.close()
+        self._cursors.clear()
         if self._connection is not None:
             self._connection.close()
+            self._connection = None
         self._connect()
+        log.warning("database_reopened", path=str(self.options.path))
 
-    def invalidate(self) -> None:
-        """A fatal error was seen: the next session call reopens the file."""
+    def relieve(self) -> None:
+        """A commit found too little memory, and would again: double the limit, up to a part of what the machine has.
+
+        A checkpoint holds a whole row group's large texts; so a few large payloads would stop capture for good.
+        """
         with self._lock:
-            if not self.invalidated:
+            machine_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+            wanted = min(2 * (self.memory_mb or 0), int(machine_mb * MEMORY_SHARE_MAX))
+            if self.memory_mb is None or wanted <= self.memory_mb:
+                return
+            log.warning("memory_limit_raised", from_mb=self.memory_mb, to_mb=wanted)
+            self.memory_mb = wanted
+            if self._connection is not None:
+                with suppress(duckdb.FatalException):  # it is set again when the file is opened anew
+                    self._connection.execute(f"set memory_limit = '{wanted}MB'")
+
+    def invalidate(self, generation: int) -> None:
+        """A fatal error was seen on that generation of the instance: the next session call reopens the file."""
+        with self._lock:
+            if not self.invalidated and generation == self.generation:
                 self.invalidated = True
                 self.generation += 1
 
@@ -230,11 +296,25 @@ class Database:
         for name, text in scripts:
             with session.transaction():
                 session.execute(text)
+                failpoint("migration.inside")
                 session.execute(
                     "insert into schema_migrations values (?, ?, ?)", [name, migration_checksum(text), now()]
                 )
         session.close()
         return [name for name, _ in scripts]
+
+
+def _check_whole(path: Path, connection: duckdb.DuckDBPyConnection) -> None:
+    """DuckDB opens a file whose end is missing, and writes to it. Raises LogCorrupt."""
+    block_bytes, used_blocks = connection.execute(
+        "select block_size, used_blocks from pragma_database_size()"
+    ).fetchall()[0]
+    needed = HEADER_BYTES + block_bytes * used_blocks
+    if _size(path) < needed:
+        raise LogCorrupt(
+            f"{path} has {_size(path)} bytes and needs {needed}: its end is missing",
+            hint="keep the file, then rebuild it with `replicator restore`",
+        )
 
 
 def _size(path: Path) -> int:
@@ -244,56 +324,43 @@ def _size(path: Path) -> int:
         return 0
 
 
-def migration_checksum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def read_migrations(directory: Path, applied: dict[str, str]) -> list[tuple[str, str]]:
-    """The scripts in ``directory`` that are not in ``applied`` (name to checksum), in order.
-
-    Raises LogCorrupt when an applied one was edited or has gone.
-    """
-    scripts = {path.name: path.read_text() for path in sorted(directory.glob("*.sql"))}
-    for name, checksum in applied.items():
-        if name not in scripts:
-            raise LogCorrupt(
-                f"migration {name} was applied but is not in {directory}",
-                hint="this database was written by a newer release: run that release",
-            )
-        if migration_checksum(scripts[name]) != checksum:
-            raise LogCorrupt(
-                f"migration {directory / name} was edited after it was applied",
-                hint="put the original back; a change of tables needs a new file",
-            )
-    return [(name, text) for name, text in scripts.items() if name not in applied]
-
-
 @contextmanager
-def translated(database: Database) -> Iterator[None]:
-    """The one place where DuckDB's errors become ours."""
+def translated(database: Database, generation: Callable[[], int]) -> Iterator[None]:
+    """The one place where DuckDB's errors become ours; a fatal one invalidates that generation of the instance."""
     try:
         yield
-    except duckdb.FatalException as error:
-        database.invalidate()
-        raise DatabaseUnavailable(
-            f"DuckDB gave up on {database.options.path}: {_first_line(error)}",
-            hint="free disk space if it is full; the file is reopened, nothing acknowledged is lost",
-            code="fatal",
-        ) from error
-    except duckdb.OutOfMemoryException as error:
-        raise DatabaseUnavailable(
-            f"DuckDB ran out of memory: {_first_line(error)}", hint="raise [performance] cache_size_mb", code="memory"
-        ) from error
-    except duckdb.TransactionException as error:
-        raise DatabaseUnavailable(f"transaction conflict: {_first_line(error)}", code="conflict") from error
-    except (duckdb.IOException, duckdb.ConnectionException) as error:
-        if "invalidated" in str(error):
-            database.invalidate()
-        raise DatabaseUnavailable(
-            f"cannot use {database.options.path}: {_first_line(error)}",
-            hint="check its disk and permissions",
-            code="io",
-        ) from error
+    except duckdb.Error as error:
+        text = str(error)
+        if isinstance(error, duckdb.FatalException | duckdb.InternalException) or "has been invalidated" in text:
+            database.invalidate(generation())
+        unavailable = _unavailable(database.options.path, error)
+        if unavailable is None:
+            raise
+        raise unavailable from error
+
+
+_DAMAGE = re.compile(r"Could not read enough bytes|[Cc]orrupt|checksum .* does not match")
+_NO_MEMORY = re.compile(r"(?:failed to|could not) (?:pin|allocate)|[Oo]ut of [Mm]emory")
+_STORAGE = (duckdb.IOException, duckdb.ConnectionException, duckdb.FatalException, duckdb.InternalException)
+
+
+def _unavailable(path: Path, error: duckdb.Error) -> ReplicatorError | None:
+    """What the error means for whoever uses the file; None when it is a statement that is wrong."""
+    text, committing = _first_line(error), isinstance(error, duckdb.TransactionException)
+    if not (committing or isinstance(error, (*_STORAGE, duckdb.OutOfMemoryException))):
+        return None
+    if _DAMAGE.search(text):
+        return LogCorrupt(f"{path} is damaged: {text}", hint="keep the file, then rebuild it with `replicator restore`")
+    if _NO_MEMORY.search(text):
+        hint = "raise [performance] cache_size_mb"
+        return DatabaseUnavailable(f"DuckDB ran out of memory: {text}", hint=hint, code="memory")
+    if isinstance(error, duckdb.FatalException | duckdb.InternalException):
+        hint = "free disk space if it is full; the file is reopened, nothing acknowledged is lost"
+        return DatabaseUnavailable(f"DuckDB gave up on {path}: {text}", hint=hint, code="fatal")
+    if committing and "Could not" not in text:
+        return DatabaseUnavailable(f"transaction conflict: {text}", code="conflict")
+    hint = "check its disk and permissions; free space if it is full"
+    return DatabaseUnavailable(f"cannot use {path}: {text}", hint=hint, code="io")
 
 
 def _opening_error(path: Path, error: Exception) -> ReplicatorError:
@@ -311,6 +378,9 @@ def _opening_error(path: Path, error: Exception) -> ReplicatorError:
             f"{path} is not a database that DuckDB {duckdb.__version__} can read: {_first_line(error)}",
             hint="name another path, upgrade, or rebuild it with `replicator restore`",
         )
+    known = _unavailable(path, error) if isinstance(error, duckdb.Error) else None
+    if known is not None and known.code != "io":
+        return known
     if isinstance(error, duckdb.IOException | OSError | duckdb.PermissionException):
         return DatabaseUnavailable(
             f"cannot open {path}: {_first_line(error)}", hint="check the path and its permissions"

@@ -22,7 +22,7 @@ from attrs import define, field, frozen
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
-from replicator.database import migration_checksum, read_migrations
+from replicator.database_migrations import migration_checksum, read_migrations
 from replicator.errors import OutcomeUnknown, ReplicatorError, SinkMisshapen, SinkRefused, SinkRejected, SinkUnavailable
 from replicator.model import Checksum, OffsetRange
 from replicator.retry import kind_of_code
