@@ -20,6 +20,7 @@ from attrs import define, evolve, field
 from replicator import systemd
 from replicator.config import Settings
 from replicator.errors import ConfigError
+from replicator.metrics import MeasuredSink, Metrics
 from replicator.operations import Operations
 from replicator.server import HttpServer
 from replicator.server_tokens import Tokens, ensure_tokens
@@ -46,6 +47,7 @@ class RunningService:
     http: HttpServer
     operations: Operations
     tokens: Tokens
+    metrics: Metrics | None = None
     _signals: set[int] = field(factory=set)
     _notified_at: float = 0.0
 
@@ -56,6 +58,7 @@ class RunningService:
         try:
             tokens = ensure_tokens(settings)
             running = cls._around(settings, reread, service, tokens)
+            running.metrics = running._measured()
             running.http.bind()
         except BaseException:
             service.shut_down()
@@ -96,6 +99,21 @@ class RunningService:
         )
         return running
 
+    def _measured(self) -> Metrics | None:
+        """The instruments, with deliver's inserts among them; None where nobody would read them."""
+        telemetry = self.settings.telemetry
+        if not (telemetry.prometheus or telemetry.otlp_endpoint):
+            return None
+        metrics = Metrics(
+            latest=lambda: self.watch.latest,
+            pipeline=self.settings.pipeline.name,
+            instance_id=self.service.instance_id,
+            otlp_endpoint=telemetry.otlp_endpoint,
+        )
+        worker = self.service.deliver.worker
+        worker.sink = MeasuredSink(worker.sink, metrics.inserts)
+        return metrics
+
     def application(self) -> object:
         """The HTTP application. Called in the server's thread."""
         from replicator.server_app import Face, build_app  # noqa: PLC0415 - the loops need not wait for FastAPI
@@ -110,6 +128,7 @@ class RunningService:
                 operations=self.operations,
                 report=self.watch.report,
                 latest=lambda: self.watch.latest,
+                metrics=self.metrics.render if self.metrics and self.settings.telemetry.prometheus else None,
             )
         )
 
@@ -133,6 +152,8 @@ class RunningService:
             self.http.stop()
             self.probe.sink.close()
             service.shut_down()
+            if self.metrics is not None:
+                self.metrics.close()
         if service.fatal is not None:
             raise service.fatal
 

@@ -39,7 +39,15 @@ from replicator.status import State, StatusReport
 
 WAIT_SECONDS_MAX = 600.0
 UNAVAILABLE = (SourceUnavailable, SourceRefused, SinkUnavailable, SinkRefused, OutcomeUnknown, DatabaseUnavailable)
-STATUS_NAMES = {400: "usage", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "wrong_method"}
+STATUS_NAMES = {
+    400: "usage",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "wrong_method",
+    408: "too_slow",
+    413: "too_large",
+}
 _ACTOR = re.compile(r"[^\w.@:+-]+")
 
 log = structlog.get_logger(__name__)

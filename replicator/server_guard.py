@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from attrs import define, frozen
+from fastapi import HTTPException
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from replicator.config.checks import is_loopback
@@ -49,14 +50,6 @@ class Refusal:
     hint: str = ""
 
 
-class TooLarge(Exception):
-    """The body went beyond its limit while it was read."""
-
-
-class TooSlow(Exception):
-    """The body did not come in time."""
-
-
 @define
 class Guard:
     """ASGI middleware around the whole application. ``host`` is the address the service listens on."""
@@ -72,23 +65,15 @@ class Guard:
         refusal = self._refusal(headers)
         if refusal is not None:
             return await _answer(send, refusal)
-        sent = False
 
         async def send_with_headers(message: MutableMapping[str, Any]) -> None:
-            nonlocal sent
             if message["type"] == "http.response.start":
-                sent = True
                 present = {name.lower() for name, _ in message["headers"]}
                 message["headers"] = [*message["headers"], *(h for h in HEADERS if h[0] not in present)]
             await send(message)
 
-        try:
-            await self.app(scope, _limited(receive, self.body_bytes_max), send_with_headers)
-        except (TooLarge, TooSlow) as error:
-            if sent:
-                raise
-            too_large = isinstance(error, TooLarge)
-            await _answer(send, self._too_large() if too_large else _TOO_SLOW)
+        await self.app(scope, _limited(receive, self.body_bytes_max), send_with_headers)
+        return None
 
     def _refusal(self, headers: dict[bytes, str]) -> Refusal | None:
         host = headers.get(b"host", "")
@@ -105,14 +90,12 @@ class Guard:
             return Refusal(status=403, kind="cross_origin", message="calls from other origins are refused")
         length = headers.get(b"content-length", "0")
         if not length.isdigit() or int(length) > self.body_bytes_max:
-            return self._too_large()
+            return Refusal(status=413, kind="too_large", message=_too_large(self.body_bytes_max))
         return None
 
-    def _too_large(self) -> Refusal:
-        return Refusal(status=413, kind="too_large", message=f"a body has at most {self.body_bytes_max} bytes")
 
-
-_TOO_SLOW = Refusal(status=408, kind="too_slow", message=f"the body did not come within {BODY_SECONDS:.0f} s")
+def _too_large(bytes_max: int) -> str:
+    return f"a body has at most {bytes_max} bytes"
 
 
 def urlsplit_netloc(url: str) -> str:
@@ -142,11 +125,11 @@ def _limited(receive: Receive, bytes_max: int) -> Receive:
         try:
             message = await asyncio.wait_for(receive(), BODY_SECONDS)
         except TimeoutError:
-            raise TooSlow from None
+            raise HTTPException(408, f"the body did not come within {BODY_SECONDS:.0f} s") from None
         taken += len(message.get("body", b""))
         whole = not message.get("more_body", False)
         if taken > bytes_max:
-            raise TooLarge
+            raise HTTPException(413, _too_large(bytes_max), headers={"Connection": "close"})
         return message
 
     return limited

@@ -107,6 +107,7 @@ class GapStatus:
 class VerifyStatus:
     last_at: str | None = None
     mismatches: int | None = None
+    success_age_seconds: float | None = None
 
 
 @frozen(kw_only=True)
@@ -125,6 +126,18 @@ class Rates:
     entries_read: float | None = None
     changes_logged: float | None = None
     rows_delivered: float | None = None
+
+
+@frozen(kw_only=True)
+class Totals:
+    """Counted since the process started; None where none runs."""
+
+    entries_read: int | None = None
+    changes_logged: int | None = None
+    rejected: int | None = None
+    commits: int | None = None
+    rows_delivered: int | None = None
+    batches_delivered: int | None = None
 
 
 @frozen(kw_only=True)
@@ -172,6 +185,7 @@ class StatusReport:
     verify: VerifyStatus = field(factory=VerifyStatus)
     runway: Runway = field(factory=Runway)
     rates: Rates = field(factory=Rates)
+    totals: Totals = field(factory=Totals)
     redis: EngineStatus = field(factory=EngineStatus)
     clickhouse: EngineStatus = field(factory=EngineStatus)
     loops: Sequence[LoopStatus] = ()

@@ -27,6 +27,7 @@ from replicator.status import (
     SinkStatus,
     StatusReport,
     TableStatus,
+    Totals,
     with_lag,
 )
 from replicator.status_file import (
@@ -145,6 +146,7 @@ def _collect(service: Service, probe: Probe, samples: tuple[Sample, ...]) -> Sta
         rejected_entries=records.rejected,
         gaps=records.gaps,
         rates=_rates(samples),
+        totals=_totals(service),
         redis=engine_status(redis_facts, clock=clock),
         clickhouse=engine_status(probe.clickhouse, clock=clock),
         loops=_loops(service, clock),
@@ -228,6 +230,18 @@ def _confirmed(confirmed: Mapping[str, int] | None, delivered: Mapping[str, int]
 
 
 # ── loops, rates, runway ──
+
+
+def _totals(service: Service) -> Totals:
+    progress, deliver = service.progress, service.deliver
+    return Totals(
+        entries_read=progress.entries_read,
+        changes_logged=progress.changes_appended,
+        rejected=progress.entries_rejected,
+        commits=progress.commits,
+        rows_delivered=deliver.delivered_rows,
+        batches_delivered=deliver.delivered_batches,
+    )
 
 
 def _loops(service: Service, clock: float) -> list[LoopStatus]:

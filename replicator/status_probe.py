@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from attrs import define, field, frozen
 
@@ -103,13 +104,15 @@ class Probe:
         if not self.sink.columns("replicator_batches"):
             return {}
         known = dict(self.clickhouse.confirmed) if self.clickhouse else {}
-        sql = statement("status/confirmed")
-        rows = self.sink.rows(sql, {"pipeline": self.pipeline, "known": known})
+        rows = self._ledger_ends(known)
         anchored = {table: confirmed for table, confirmed, anchors in rows if anchors or not known.get(table)}
         if anchored.keys() >= known.keys():
             return anchored
-        rows = self.sink.rows(sql, {"pipeline": self.pipeline, "known": {}})
-        return {table: confirmed for table, confirmed, _ in rows}
+        return {table: confirmed for table, confirmed, _ in self._ledger_ends({})}
+
+    def _ledger_ends(self, known: Mapping[str, int]) -> Sequence[Sequence[Any]]:
+        parameters = {"pipeline": self.pipeline, "tables": list(known), "offsets": list(known.values())}
+        return self.sink.rows(statement("status/confirmed"), parameters)
 
 
 def backlog_entries(position: StreamPosition | None, about: StreamDescription | None) -> int | None:
