@@ -347,7 +347,8 @@ _STORAGE = (duckdb.IOException, duckdb.ConnectionException, duckdb.FatalExceptio
 def _unavailable(path: Path, error: duckdb.Error) -> ReplicatorError | None:
     """What the error means for whoever uses the file; None when it is a statement that is wrong."""
     text, committing = _first_line(error), isinstance(error, duckdb.TransactionException)
-    if not (committing or isinstance(error, (*_STORAGE, duckdb.OutOfMemoryException))):
+    unnamed = type(error) is duckdb.Error  # what a damaged block is reported as
+    if not (committing or unnamed or isinstance(error, (*_STORAGE, duckdb.OutOfMemoryException))):
         return None
     if _DAMAGE.search(text):
         return LogCorrupt(f"{path} is damaged: {text}", hint="keep the file, then rebuild it with `replicator restore`")
