@@ -31,8 +31,17 @@ def default_problem(column_type: ColumnType, text: str) -> str | None:
     return _CHECKS[column_type.kind](column_type, text)
 
 
-def utc_text(text: str) -> str:
-    """A timestamp that fits, with any offset, as DuckDB's text of the same instant in UTC, every decimal kept."""
+def plain_text(column_type: ColumnType, text: str) -> str:
+    """A text that fits, in the form that a plain cast in DuckDB reads exactly: no exponent, no offset."""
+    match column_type.kind:
+        case Kind.INTEGER | Kind.DECIMAL:
+            return format(Decimal(text), "f")
+        case Kind.TIMESTAMP:
+            return _utc(text)
+    return text
+
+
+def _utc(text: str) -> str:
     match = _INSTANT.fullmatch(text)
     assert match is not None
     fraction = match["fraction"] or ""

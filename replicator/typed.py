@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from replicator import typed_text
 from replicator.column_types import ColumnType, Kind
-from replicator.default_value import utc_text
+from replicator.default_value import plain_text
 from replicator.log_columns import LEADING, TRAILING
 from replicator.schema import Column, OnUnknownField, TableSchema, literal, quote
 
@@ -154,14 +154,11 @@ def _typed(schema: TableSchema, column: Column) -> str:
 
 
 def _default(column: Column) -> str:
-    text = literal(column.default or "")
-    match column.type.kind:
-        case Kind.JSON:
-            return f"cast({text} as json)"
-        case Kind.TIMESTAMP:  # value() branches on the form, and DuckDB folds the branches of a constant not taken
-            instant = f"cast({literal(utc_text(column.default or ''))} as {typed_text.unzoned(column.type)})"
-            return f"make_timestamptz(epoch_us({instant}))" if column.type.zoned else instant
-    return typed_text.value(column.type, text)
+    text = literal(plain_text(column.type, column.default or ""))
+    if column.type.kind is Kind.BLOB:
+        return f"from_base64({text})"
+    value = f"cast({text} as {typed_text.unzoned(column.type)})"
+    return f"make_timestamptz(epoch_us({value}))" if column.type.zoned else value
 
 
 def _cells(schema: TableSchema, relation: str) -> str:

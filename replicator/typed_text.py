@@ -36,6 +36,8 @@ def value(column_type: ColumnType, text: str) -> str:
             return f"from_base64({text})"
         case Kind.TIMESTAMP:
             return _instant(column_type, text)
+        case Kind.INTEGER | Kind.DECIMAL:
+            return _number(column_type, text)
     return f"cast({text} as {column_type.duckdb})"
 
 
@@ -94,10 +96,17 @@ def _plain(text: str) -> str:
     whole = f"left({digits}, greatest({point}, 0)) || repeat('0', greatest({point} - length({digits}), 0))"
     fraction = f"repeat('0', greatest(-{point}, 0)) || substr({digits}, greatest({point}, 0) + 1)"
     expanded = f"{part[1]} || '0' || {whole} || '.' || {fraction}"
-    return (
-        f"case when not {_full(text, _NUMBER)} then null "
-        f"when contains(lower({text}), 'e') then {expanded} else {text} end"
-    )
+    return f"case when not {_full(text, _NUMBER)} then null when {_has_exponent(text)} then {expanded} else {text} end"
+
+
+def _has_exponent(text: str) -> str:
+    return f"contains({text}, 'e') or contains({text}, 'E')"
+
+
+def _number(column_type: ColumnType, text: str) -> str:
+    """A cast that exponents do not reach: DuckDB 2.0.0 casts 0.0000000774659e11 to DECIMAL(9,2) as another number."""
+    plain = f"case when {_has_exponent(text)} then {_plain(text)} else {text} end"
+    return f"cast({plain} as {column_type.duckdb})"
 
 
 def _surplus(text: str, scale: int) -> str:
@@ -105,16 +114,17 @@ def _surplus(text: str, scale: int) -> str:
 
 
 def _integer_fits(column: Column, text: str, _payload: str) -> tuple[str, str]:
-    castable = _castable(text, column.type)
+    castable = _castable(_plain(text), column.type)
     fast = f"coalesce(cast(try_cast({text} as {column.type}) as varchar) = {text}, false)"
     return fast, f"coalesce(not {_surplus(text, 0)}, false) and {castable}"
 
 
 def _decimal_fits(column: Column, text: str, _payload: str) -> tuple[str, str]:
-    castable, scale = _castable(text, column.type), column.type.scale
+    scale = column.type.scale
     decimals = rf"(\.[0-9]{{1,{scale}}})?" if scale else ""
     exact = f"{_plain(text)} is not null" if column.round else f"coalesce(not {_surplus(text, scale)}, false)"
-    return f"{_full(text, '-?(0|[1-9][0-9]*)' + decimals)} and {castable}", f"{exact} and {castable}"
+    fast = f"{_full(text, '-?(0|[1-9][0-9]*)' + decimals)} and {_castable(text, column.type)}"
+    return fast, f"{exact} and {_castable(_plain(text), column.type)}"
 
 
 def _number_reasons(column: Column, text: str, _payload: str) -> Reasons:
@@ -125,7 +135,7 @@ def _number_reasons(column: Column, text: str, _payload: str) -> Reasons:
     elif not column.round:
         remedy = f"send at most {scale} decimals, widen the column or set round = true"
         reasons.append((_surplus(text, scale), f"has more decimals than {kind} holds ({remedy})"))
-    return [*reasons, (f"not {_castable(text, kind)}", f"is out of range for {kind}")]
+    return [*reasons, (f"not {_castable(_plain(text), kind)}", f"is out of range for {kind}")]
 
 
 _NAMED_FLOATS = "('NaN', 'Infinity', '-Infinity')"
@@ -259,7 +269,8 @@ def _time_pattern(column_type: ColumnType) -> str:
 def _timestamp_fits(column: Column, text: str, _payload: str) -> tuple[str, str]:
     plain = unzoned(column.type)
     # What DuckDB parses and has this shape has no more decimals than the scale: an offset before Z does not parse.
-    shape = f"{text} like '____-__-__T__:__:__%Z' and strlen({text}) <= {21 + column.type.scale}"
+    long = 21 + column.type.scale
+    shape = f"{text} like '____-__-__T__:__:__%Z' and {text} not like '% Z' and strlen({text}) <= {long}"
     fast = f"{shape} and {_in_bounds(plain, f'try_cast({text} as {plain})')}"
     exact = f"({_full(text, f'{_time_pattern(column.type)}(Z|{_OFFSET})?')} or {_is_epoch_ms(text)})"
     return fast, f"{exact} and {_in_bounds(plain, f'try({_instant(plain, text)})')}"
@@ -300,7 +311,7 @@ def _day_in_bounds(text: str) -> str:
 
 
 def _date_fits(_column: Column, text: str, _payload: str) -> tuple[str, None]:
-    return f"{_full(text, _DAY)} and {_day_in_bounds(text)}", None
+    return f"case when {text} is not null then {_full(text, _DAY)} and {_day_in_bounds(text)} end", None
 
 
 def _date_reasons(_column: Column, text: str, _payload: str) -> Reasons:
