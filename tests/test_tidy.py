@@ -18,18 +18,18 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "replicator"
 
 LAYERS: dict[str, tuple[str, ...]] = {
-    "values": ("errors", "model", "column_types", "default_value", "schema", "log_columns"),
+    "values": ("errors", "model", "column_types", "default_value", "schema", "log_columns", "failpoints"),
     "pure": (
         "canonical", "payload", "decode", "encode", "rows", "ndjson",
-        "typed_text", "typed", "checksum", "lanes", "compare", "wire", "sink_ddl", "retry", "witness", "status",
+        "shape", "typed_text", "typed", "checksum", "lanes", "compare", "wire", "sink_ddl", "retry", "witness", "redis_replies", "status",
     ),
-    "plumbing": ("config", "database", "telemetry", "failpoints", "collector", "outbox", "files"),
+    "plumbing": ("config", "database", "telemetry", "collector", "outbox", "files"),
     "ends": ("changelog", "source", "state", "ledger", "controls", "sink", "producer"),
     "between": ("catalog", "admit", "chunk", "reread", "stream_watch"),
     "loops": ("capture", "deliver", "upkeep", "verify", "repair", "replay"),
     "face": (
         "embedded", "service", "status_file", "status_probe", "status_live", "operations", "server", "client", "running",
-        "systemd", "db_manager", "produce", "demo", "cli", "__main__", "__init__",
+        "systemd", "metrics", "preflight", "db_manager", "produce", "demo", "cli", "__main__", "__init__",
     ),
 }  # fmt: skip
 """Groups in the order of reading. A module imports from groups above its own; within an ORDERED group also from those
@@ -37,7 +37,6 @@ that stand before it; the face as it likes. ``decode`` stands for its family too
 
 ORDERED = ("values", "pure", "between")
 SIBLINGS = {
-    ("source", "changelog"),
     ("deliver", "capture"),
     ("upkeep", "capture"),
     ("repair", "verify"),
@@ -203,7 +202,7 @@ def test_every_statement_says_what_it_does_and_is_used() -> None:
     for path in (PACKAGE / "sql").rglob("*.sql"):
         name = path.relative_to(PACKAGE / "sql").with_suffix("").as_posix()
         assert path.read_text().startswith("-- "), f"{name}: the first line is a comment that says what it does"
-        assert f'"{name}"' in sources, f"{name} is used nowhere"
+        assert f'"{name}"' in sources or f'"{path.stem}"' in sources, f"{name} is used nowhere"
 
 
 def test_tests_wait_for_conditions_and_mock_nothing_of_ours() -> None:
