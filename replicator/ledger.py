@@ -6,6 +6,7 @@ table's checkpoint was delivered, or stands in ``failed_syncs``. Never talks to 
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -37,11 +38,13 @@ class LanePosition:
 
 @define
 class Ledger:
-    """The delivery records. One thread writes them; any may read."""
+    """The delivery records. One thread writes them; any may read, and take a send number."""
 
     database: Database
     failed_table: str = "failed_syncs"
     send_seq: int = field(default=0)
+    _numbering: threading.Lock = field(factory=threading.Lock)
+    """Held from the choice of a send number until it is durable."""
 
     @classmethod
     def open(cls, database: Database, failed_table: str = "failed_syncs") -> Ledger:
@@ -91,40 +94,43 @@ class Ledger:
         ``idle`` maps lanes without pending changes to how far that is known. Returns the frozen batches.
         """
         at = now()
-        batches = [self._numbered(new, place) for place, new in enumerate(frozen, start=1)]
-        with session.transaction():
-            for batch in delivered:
-                session.execute("update sync_batches set delivered_at = ? where batch_id = ?", [at, batch.batch_id])
-                _move_checkpoint(session, batch.lane, batch.offsets.last, at)
-            for lane, offset in idle.items():
-                _move_checkpoint(session, lane, offset, at)
-            for batch in batches:
-                _insert_batch(session, batch, at)
-            self._store_send_seq(session, self.send_seq + len(batches))
-        self.send_seq += len(batches)
+        with self._numbering:
+            batches = [self._numbered(new, place) for place, new in enumerate(frozen, start=1)]
+            with session.transaction():
+                for batch in delivered:
+                    session.execute("update sync_batches set delivered_at = ? where batch_id = ?", [at, batch.batch_id])
+                    _move_checkpoint(session, batch.lane, batch.offsets.last, at)
+                for lane, offset in idle.items():
+                    _move_checkpoint(session, lane, offset, at)
+                for batch in batches:
+                    _insert_batch(session, batch, at)
+                self._store_send_seq(session, self.send_seq + len(batches))
+            self.send_seq += len(batches)
         return batches
 
     def renew(self, session: Session, batch: Batch) -> Batch:
         """The batch under a new send, for when the old one's outcome can no longer be known."""
-        renewed = evolve(batch, send_seq=self.send_seq + 1)
-        with session.transaction():
-            session.execute(
-                "update sync_batches set send_seq = ? where batch_id = ?", [renewed.send_seq, batch.batch_id]
-            )
-            self._store_send_seq(session, self.send_seq + 1)
-        self.send_seq += 1
+        with self._numbering:
+            renewed = evolve(batch, send_seq=self.send_seq + 1)
+            with session.transaction():
+                session.execute(
+                    "update sync_batches set send_seq = ? where batch_id = ?", [renewed.send_seq, batch.batch_id]
+                )
+                self._store_send_seq(session, self.send_seq + 1)
+            self.send_seq += 1
         return renewed
 
     def split(self, session: Session, batch: Batch, children: Sequence[NewBatch]) -> list[Batch]:
         """Put a rejected batch's children in its place."""
-        batches = [self._numbered(new, place) for place, new in enumerate(children, start=1)]
         at = now()
-        with session.transaction():
-            session.execute("delete from sync_batches where batch_id = ?", [batch.batch_id])
-            for child in batches:
-                _insert_batch(session, child, at)
-            self._store_send_seq(session, self.send_seq + len(batches))
-        self.send_seq += len(batches)
+        with self._numbering:
+            batches = [self._numbered(new, place) for place, new in enumerate(children, start=1)]
+            with session.transaction():
+                session.execute("delete from sync_batches where batch_id = ?", [batch.batch_id])
+                for child in batches:
+                    _insert_batch(session, child, at)
+                self._store_send_seq(session, self.send_seq + len(batches))
+            self.send_seq += len(batches)
         return batches
 
     def park(self, session: Session, batch: Batch, failure: Failure) -> None:
@@ -164,11 +170,12 @@ class Ledger:
         )
 
     def next_send(self, session: Session) -> int:
-        """A send_seq of its own for a redrive, durable before it is used."""
-        with session.transaction():
-            self._store_send_seq(session, self.send_seq + 1)
-        self.send_seq += 1
-        return self.send_seq
+        """A send_seq of its own for a redrive, a repair or a replay, durable before it is used. From any thread."""
+        with self._numbering:
+            with session.transaction():
+                self._store_send_seq(session, self.send_seq + 1)
+            self.send_seq += 1
+            return self.send_seq
 
     def _numbered(self, new: NewBatch, place: int) -> Batch:
         return Batch(
