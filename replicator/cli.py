@@ -13,7 +13,6 @@ from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -30,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("replicator.cli_setup", "init_command"),
     "check": ("replicator.cli_check", "check_command"),
     "migrate": ("replicator.cli_setup", "migrate_command"),
+    "infer": ("replicator.cli_infer", "infer_command"),
     "produce": ("replicator.cli_produce", "produce_command"),
     "status": ("replicator.cli_status", "status_command"),
     "sync": ("replicator.cli_deliver", "sync_command"),
@@ -46,10 +46,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 class LazyGroup(click.Group):
     """Knows its commands by name, loads them on use."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - the signature is click's
         return [name for name, (module, _) in COMMANDS.items() if find_spec(module)]
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS or not find_spec(COMMANDS[cmd_name][0]):
             return None
         module, attribute = COMMANDS[cmd_name]
@@ -73,6 +73,7 @@ def cli(context: click.Context, config_dir: Path | None, log_level: str | None) 
 
     `replicator demo` shows it in half a minute. `replicator init` writes a configuration to start from.
     """
+    context.obj = config_dir or DEFAULT_CONFIG_DIR
     from replicator.telemetry import LogOptions, configure_logging  # noqa: PLC0415 - `--help` need not wait for it
 
     configure_logging(LogOptions(level=(log_level or "WARN").upper(), format="text"))
@@ -136,5 +137,5 @@ def _without_values(arguments: list[str]) -> list[str]:
 
 def config_dir(context: click.Context) -> Path:
     """The directory named on the command line, or the default one."""
-    root: dict[str, Any] = context.find_root().params
-    return root.get("config_dir") or DEFAULT_CONFIG_DIR
+    directory: Path = context.find_root().obj
+    return directory
