@@ -9,23 +9,24 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import pyarrow as pa
 import structlog
 from attrs import define, evolve, field, frozen
 
-from replicator.admit import Admission
+from replicator.admit import Admission, Admitted
 from replicator.catalog import Routes
-from replicator.changelog import Append, ChangeLog, StreamPosition
+from replicator.changelog import Append, ChangeLog
 from replicator.chunk import Chunk, gather
 from replicator.collector import collector_paused
 from replicator.database import Session
 from replicator.decode import StreamRead, decode
-from replicator.errors import SourceUnavailable
+from replicator.errors import SourceTurned, SourceUnavailable
 from replicator.failpoints import failpoint
-from replicator.model import OffsetRange
+from replicator.model import OffsetRange, StreamPosition
+from replicator.stream_watch import StreamWatch, WatchedSource, witnessed
 
 ROW_GROUP_ROWS = 122_880
 """Transactions of whole multiples of it bypass DuckDB's WAL. Source: measured on DuckDB 2.0.0."""
@@ -33,17 +34,18 @@ COMMIT_BYTES_MAX = 96 << 20
 QUEUE_CHUNKS_MAX = 6
 BLOCK_SECONDS = 0.5
 GATHER_SECONDS_MAX = 2.0
+TURNED_SECONDS = 0.1
 
 log = structlog.get_logger(__name__)
 
 
-class Source(Protocol):
+class Source(WatchedSource, Protocol):
     """The near end, as capture needs it. The same contract tests run on every implementation."""
 
-    def read(self, positions: Mapping[str, StreamPosition], *, block_seconds: float) -> tuple[list[StreamRead], bool]:
-        """Entries behind the positions and whether more wait; empty after ``block_seconds`` without any."""
+    def begin(self) -> None:
+        """Forget every connection, and what was known through them."""
 
-    def publish(self, positions: list[StreamPosition], *, timeline: int, head: int) -> None:
+    def publish(self, positions: Sequence[StreamPosition], *, timeline: int, head: int) -> None:
         """Let Redis witness what the log holds."""
 
     def disconnect(self) -> None:
@@ -90,66 +92,90 @@ class Capture:
     progress: CaptureProgress
     stop: threading.Event
     paused: Callable[[], bool] = field(default=lambda: False)
-    _chunks: queue.Queue[Chunk | BaseException] = field(init=False)
+    _chunks: queue.Queue[Chunk | BaseException | None] = field(init=False)
     _positions: dict[str, StreamPosition] = field(factory=dict, init=False)
+    _quit_reading: threading.Event = field(factory=threading.Event, init=False)
+    _reader_ended: bool = field(default=False, init=False)
+    _trouble: BaseException | None = field(default=None, init=False)
+    """Why this run ends, once what was read is logged."""
 
     def run(self) -> None:
         """Until stopped. Raises the first error of either thread; call again to go on from what the log holds."""
+        while not self.stop.is_set():
+            try:
+                return self._run_once()
+            except SourceTurned as error:
+                log.warning("stream_turned", error=str(error))
+                self.stop.wait(TURNED_SECONDS)
+
+    def _run_once(self) -> None:
+        """From what the log holds, on connections that nothing is known of yet."""
+        self.source.begin()
         self._chunks = queue.Queue(QUEUE_CHUNKS_MAX)
+        self._quit_reading.clear()
+        self._reader_ended, self._trouble = False, None
         self._positions = self.changelog.positions(self.session)
         self.progress.positions = dict(self._positions)
         self.progress.release(self.changelog.head)
-        quit_reading = threading.Event()
-        reader = threading.Thread(target=self._read_until, args=(quit_reading,), name="capture-reader", daemon=True)
+        reader = threading.Thread(target=self._read_until_quit, name="capture-reader", daemon=True)
         reader.start()
         try:
             self._append_until_stopped()
         finally:
-            quit_reading.set()
+            self._quit_reading.set()
             while reader.is_alive():
                 self._drain()
                 reader.join(0.05)
 
     # ── the reading thread ──
 
-    def _read_until(self, quit_reading: threading.Event) -> None:
+    def _read_until_quit(self) -> None:
         positions = dict(self._positions)
+        session = self.changelog.database.session()
+        watch = StreamWatch(source=self.source, session=session, admit=self._admit)
+        ended: BaseException | None = None
         try:
-            while not quit_reading.is_set() and not self.stop.is_set():
+            while not self._quit_reading.is_set() and not self.stop.is_set():
                 self.progress.heartbeat_at = time.monotonic()
                 if self.paused() or not self.settings.streams():
-                    quit_reading.wait(0.2)
+                    self._quit_reading.wait(0.2)
                     continue
-                self._read_once(positions)
+                self._read_once(positions, watch)
         except BaseException as error:  # handed to the appending thread, which raises it
-            self._put(error, quit_reading)
+            ended = error
         finally:
             self.source.disconnect()
+            session.close()
+            self._put(ended, self.stop)
 
-    def _read_once(self, positions: dict[str, StreamPosition]) -> None:
+    def _read_once(self, positions: dict[str, StreamPosition], watch: StreamWatch) -> None:
         for stream in self.settings.streams():
             if stream not in positions:
-                positions[stream] = self.settings.first_position(stream)
+                first = positions[stream] = self.settings.first_position(stream)
+                self._put(Chunk.turn(first, first, ()), self.stop)
         wanted = {stream: positions[stream] for stream in self.settings.streams()}
         with collector_paused():
-            chunks = self._read_chunks(wanted)
+            chunks = self._read_chunks(wanted, watch)
         for chunk in chunks:
             positions[chunk.end.stream] = chunk.end
             self._put(chunk, self.stop)
 
-    def _read_chunks(self, positions: Mapping[str, StreamPosition]) -> list[Chunk]:
+    def _read_chunks(self, positions: Mapping[str, StreamPosition], watch: StreamWatch) -> list[Chunk]:
         """One read, decoded and admitted. What Redis sent is freed on return: only the entry ids are kept."""
-        reads, behind = self.source.read(positions, block_seconds=BLOCK_SECONDS)
-        routes = self.settings.routes()
-        chunks = []
-        for place, read in enumerate(reads):
-            decoded = decode(evolve(read, table=routes.tables.get(read.stream)), routes.encodings)
-            admitted = self.admission.admit(decoded)
-            more = behind or place < len(reads) - 1
-            chunks.append(Chunk.of(read, positions[read.stream], admitted, more=more))
+        look = watch.read(positions, block_seconds=BLOCK_SECONDS)
+        chunks = list(look.turns)
+        starts = {**positions, **{turn.end.stream: turn.end for turn in look.turns}}
+        for place, read in enumerate(look.reads):
+            admitted = watch.unlogged(read, self._admit(read))
+            more = look.behind or place < len(look.reads) - 1
+            chunks.append(Chunk.of(read, starts[read.stream], admitted, more=more))
         return chunks
 
-    def _put(self, item: Chunk | BaseException, give_up: threading.Event) -> None:
+    def _admit(self, read: StreamRead) -> Admitted:
+        routes = self.settings.routes()
+        return self.admission.admit(decode(evolve(read, table=routes.tables.get(read.stream)), routes.encodings))
+
+    def _put(self, item: Chunk | BaseException | None, give_up: threading.Event) -> None:
         while True:
             try:
                 return self._chunks.put(item, timeout=0.1)
@@ -168,6 +194,8 @@ class Capture:
         while not self.stop.is_set():
             waiting = self._collect(waiting)
             if not waiting:
+                if self._reader_ended:
+                    return self._end()
                 continue
             rows = sum(chunk.rows for chunk in waiting)
             whole = rows - rows % ROW_GROUP_ROWS
@@ -177,6 +205,11 @@ class Capture:
                 self._commit(waiting)
                 waiting = []
 
+    def _end(self) -> None:
+        """All that was read is logged: say why this run ends."""
+        if self._trouble is not None:
+            raise self._trouble
+
     def _collect(self, waiting: list[Chunk]) -> list[Chunk]:
         """Chunks to commit: what there is when calm, a row group (or as many bytes as are good) when behind."""
         deadline = time.monotonic() + GATHER_SECONDS_MAX
@@ -185,15 +218,18 @@ class Capture:
             enough = rows >= ROW_GROUP_ROWS or size >= COMMIT_BYTES_MAX
             if waiting and (enough or not waiting[-1].more or time.monotonic() > deadline):
                 return waiting
+            if self._reader_ended:
+                return waiting
             try:
                 item = self._chunks.get(timeout=0.1)
             except queue.Empty:
                 if not waiting:
                     return waiting
                 continue
-            if isinstance(item, BaseException):
-                raise item
-            waiting = [*waiting, item]
+            if isinstance(item, Chunk):
+                waiting = [*waiting, item]
+            else:
+                self._reader_ended, self._trouble = True, self._trouble or item
         return []
 
     def _commit(self, chunks: list[Chunk]) -> None:
@@ -201,20 +237,27 @@ class Capture:
         append = Append(
             changes=pa.concat_tables([chunk.changes for chunk in chunks]).combine_chunks(),
             rejections=pa.concat_tables([chunk.rejections for chunk in chunks]),
-            positions=tuple(positions.values()),
+            positions=tuple(witnessed(p, self.source.published) for p in positions.values()),
+            gaps=tuple(gap for chunk in chunks for gap in chunk.gaps),
         )
         failpoint("append.before_commit")
         logged = self.changelog.append(self.session, append)
         failpoint("append.after_commit")
-        self._publish(list(positions.values()))
+        self._publish(append.positions)
         self._count(chunks, append, logged)
 
-    def _publish(self, positions: list[StreamPosition]) -> None:
-        """Redis witnesses the head before deliver may ship it; when Redis is silent, deliver goes on without."""
-        try:
-            self.source.publish(positions, timeline=self.changelog.timeline, head=self.changelog.head)
-        except SourceUnavailable as error:
-            log.warning("publish_failed", error=str(error))
+    def _publish(self, positions: Sequence[StreamPosition]) -> None:
+        """Redis witnesses the head before deliver may ship it; when Redis is silent, deliver goes on without.
+
+        After a failure nothing more is published in this run: a new one looks first at what Redis has become.
+        """
+        if self._trouble is None:
+            try:
+                self.source.publish(positions, timeline=self.changelog.timeline, head=self.changelog.head)
+            except SourceUnavailable as error:
+                log.warning("publish_failed", error=str(error))
+                self._trouble = error
+                self._quit_reading.set()
         failpoint("publish.after")
         self.progress.release(self.changelog.head)
 
@@ -225,9 +268,6 @@ class Capture:
         p.entries_rejected += append.rejections.num_rows
         p.commits += 1
         p.positions = {**p.positions, **{chunk.end.stream: chunk.end for chunk in chunks}}
-        log.info(
-            "changes_appended",
-            offsets=str(logged) if logged else None,
-            changes=append.changes.num_rows,
-            rejected=append.rejections.num_rows,
-        )
+        changes, rejected = append.changes.num_rows, append.rejections.num_rows
+        if changes or rejected:
+            log.info("changes_appended", offsets=str(logged or ""), changes=changes, rejected=rejected)

@@ -15,27 +15,17 @@ from attrs import define, field, frozen
 
 from replicator.database import Database, Session, now, statement
 from replicator.errors import LogCorrupt
-from replicator.model import NO_ENTRY, EntryId, OffsetRange, version_of
-
-
-@frozen(kw_only=True)
-class StreamPosition:
-    """How far a stream is logged. ``last_entry_row`` is None when the entry is logged whole."""
-
-    stream: str
-    stream_epoch: int = 1
-    last_entry_id: EntryId = NO_ENTRY
-    last_entry_row: int | None = None
-    entries_read: int = 0
+from replicator.model import EntryId, Gap, OffsetRange, StreamPosition, version_of
 
 
 @frozen(kw_only=True)
 class Append:
-    """What one transaction stores: changes and rejections in the order read, and where the streams stand then."""
+    """What one transaction stores: changes and rejections in the order read, where the streams stand then, and gaps."""
 
     changes: pa.Table
     rejections: pa.Table
     positions: tuple[StreamPosition, ...]
+    gaps: tuple[Gap, ...] = ()
 
 
 @define
@@ -77,6 +67,9 @@ class ChangeLog:
                 with session.relation(new_rejections=append.rejections):
                     session.execute(statement("changelog/reject"), {"rejected_at": at})
             store_positions(session, append.positions, at)
+            for gap in append.gaps:
+                row = [gap.stream, gap.after_entry_id, gap.before_entry_id, gap.entries_lost, gap.cause, at]
+                session.execute(statement("changelog/record_gap"), row)
         if not rows:
             return None
         self.head += rows
@@ -96,15 +89,19 @@ def store_positions(session: Session, positions: Iterable[StreamPosition], at: d
     for p in positions:
         session.execute("delete from stream_positions where stream = ?", [p.stream])
         row = [p.stream, p.stream_epoch, p.last_entry_id, p.last_entry_row, p.entries_read, at]
-        session.execute("insert into stream_positions values (?, ?, ?, ?, ?, ?)", row)
+        witness = [p.entries_unread, p.published_entry_id, p.known_through]
+        session.execute(statement("changelog/store_position"), [*row, *witness])
 
 
-def _position(row: tuple[str, int, str, int | None, int]) -> StreamPosition:
-    stream, epoch, entry_id, entry_row, read = row
+def _position(row: tuple[str, int, str, int | None, int, int | None, str | None, str | None]) -> StreamPosition:
+    stream, epoch, entry_id, entry_row, read, unread, published, known = row
     return StreamPosition(
         stream=stream,
         stream_epoch=epoch,
         last_entry_id=EntryId(entry_id),
         last_entry_row=entry_row,
         entries_read=read,
+        entries_unread=unread,
+        published_entry_id=None if published is None else EntryId(published),
+        known_through=None if known is None else EntryId(known),
     )

@@ -9,9 +9,9 @@ import pyarrow.compute as pc
 from attrs import evolve, frozen
 
 from replicator.admit import Admitted
-from replicator.changelog import StreamPosition
 from replicator.decode import StreamRead
-from replicator.model import EntryId
+from replicator.decode_parts import EMPTY_CHANGES, EMPTY_REJECTIONS
+from replicator.model import EntryId, Gap, StreamPosition
 
 
 @frozen(kw_only=True)
@@ -28,6 +28,14 @@ class Chunk:
     changes: pa.Table
     rejections: pa.Table
     more: bool
+    gaps: Sequence[Gap] = ()
+
+    @classmethod
+    def turn(cls, start: StreamPosition, end: StreamPosition, gaps: Sequence[Gap]) -> Chunk:
+        """A chunk that moves only the position, with the gaps that belong to it."""
+        return cls(
+            ids=(), start=start, end=end, changes=EMPTY_CHANGES, rejections=EMPTY_REJECTIONS, more=False, gaps=gaps
+        )
 
     @classmethod
     def of(cls, read: StreamRead, start: StreamPosition, admitted: Admitted, *, more: bool) -> Chunk:
@@ -52,7 +60,7 @@ class Chunk:
     @property
     def entries(self) -> int:
         """Entries that are logged whole with this chunk and were not with the one before."""
-        return self.end.entries_read - self.start.entries_read
+        return max(0, self.end.entries_read - self.start.entries_read)
 
     def cut(self, rows: int) -> tuple[Chunk, Chunk]:
         """The first ``rows`` changes with the rejections before the next change, and the rest."""

@@ -38,6 +38,10 @@ class SourceUnavailable(ReplicatorError):
     """Redis does not answer, or not as Redis: wait and retry."""
 
 
+class SourceTurned(SourceUnavailable):
+    """A stream is not the one that was read: settle what was read, then look again on a new connection."""
+
+
 class SourceRefused(ReplicatorError):
     """Redis answers and refuses (password, ACL, a key of another type): the operator acts."""
 

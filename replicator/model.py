@@ -162,3 +162,54 @@ class Failure:
     code: str | None
     message: str
     attempts: int
+
+
+@frozen(kw_only=True)
+class StreamPosition:
+    """How far a stream is logged. ``last_entry_row`` is None when the entry is logged whole.
+
+    ``entries_unread`` counts what was ever added to the stream and is not ours to read any more: older than our
+    start, or lost in a recorded gap; None while that is not known. ``published_entry_id`` is the last position that
+    Redis is known to have witnessed. Up to ``known_through`` an entry may be in the log already.
+    """
+
+    stream: str
+    stream_epoch: int = 1
+    last_entry_id: EntryId = NO_ENTRY
+    last_entry_row: int | None = None
+    entries_read: int = 0
+    entries_unread: int | None = None
+    published_entry_id: EntryId | None = None
+    known_through: EntryId | None = None
+
+    @property
+    def behind(self) -> EntryId:
+        """The id to read behind: the last entry's, or the one before it where that entry is logged in part."""
+        if self.last_entry_row is None:
+            return self.last_entry_id
+        milliseconds, sequence = entry_order(self.last_entry_id)
+        if sequence:
+            return EntryId(f"{milliseconds}-{sequence - 1}")
+        return EntryId(f"{milliseconds - 1}-{(1 << 64) - 1}") if milliseconds else NO_ENTRY
+
+
+class GapCause(StrEnum):
+    """How entries left Redis before they were read."""
+
+    TRIMMED = "trimmed"
+    DELETED = "deleted"
+    FLUSHED = "flushed"
+    RECREATED = "recreated"
+    FAILOVER = "failover"
+    RESTORED = "restored"
+
+
+@frozen(kw_only=True)
+class Gap:
+    """Entries that left Redis before we read them. ``entries_lost`` is None where Redis cannot tell: a possible gap."""
+
+    stream: str
+    after_entry_id: EntryId | None
+    before_entry_id: EntryId | None
+    entries_lost: int | None
+    cause: str

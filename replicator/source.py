@@ -1,7 +1,8 @@
 """Redis streams: read entries from a position, publish how far they are logged, describe a stream.
 
 Guarantees: reads start exactly behind the position given; a reply is read whole or the connection is dropped;
-every error of redis-py leaves here as one of ours. Never acknowledges, trims or deletes an entry by itself.
+nothing is published over a group that was rolled back; every error of redis-py leaves here as one of ours. Never
+acknowledges, trims or deletes an entry by itself.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import Any
 import redis
 from attrs import define, field, frozen
 
-from replicator.changelog import StreamPosition
 from replicator.collector import collector_paused
 from replicator.decode import StreamRead
-from replicator.errors import ReplicatorError, SourceRefused, SourceUnavailable
-from replicator.model import NO_ENTRY, EntryId, entry_order
+from replicator.errors import ReplicatorError, SourceRefused, SourceTurned, SourceUnavailable
+from replicator.model import EntryId, StreamPosition, entry_order
+from replicator.redis_replies import description, group_entry_id
+from replicator.witness import Checked, Sighting, StreamDescription
 
 REPLY_BYTES_TARGET = 8 << 20
 ENTRIES_MAX = 5120
@@ -35,26 +37,21 @@ class SourceOptions:
     timeout_seconds: float = 5.0
 
 
-@frozen(kw_only=True)
-class StreamDescription:
-    """What Redis says of a stream. Figures that the server is too old to know are None."""
-
-    exists: bool
-    length: int = 0
-    last_entry_id: EntryId = NO_ENTRY
-    first_entry_id: EntryId | None = None
-    entries_added: int | None = None
-    group_entry_id: EntryId | None = None
-    group_entries_read: int | None = None
-
-
 @define
 class RedisSource:
-    """One connection for reading, one pool for everything else. The reading side belongs to one thread."""
+    """One connection for reading, one for publishing, a pool for everything else.
+
+    The reading side belongs to one thread, the publishing side to another. ``published`` is what Redis is known to
+    have witnessed: the epoch and entry id of each stream.
+    """
 
     options: SourceOptions
+    published: dict[str, tuple[int, EntryId]] = field(factory=dict, init=False)
     _client: redis.Redis = field(init=False)
     _reader: Any = field(default=None, init=False)
+    _publisher: Any = field(default=None, init=False)
+    _counts: bool = field(default=True, init=False)
+    """Whether the server counts what was added to a stream (Redis 7.0); learnt by asking."""
     _count: int = field(default=ENTRIES_FIRST, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -88,7 +85,7 @@ class RedisSource:
         Returns the reads, one per stream that had entries, and whether more is likely to wait (a reply was full).
         """
         count, block = self._count, max(1, int(block_seconds * 1000))
-        starts = {name: read_from(position) for name, position in positions.items()}
+        starts = {name: position.behind for name, position in positions.items()}
         try:
             with self._translated(), collector_paused():
                 connection = self._reading_connection()
@@ -104,6 +101,38 @@ class RedisSource:
         full = any(len(read.ids) >= count for read in reads)
         self._adapt_count(reads)
         return reads, full
+
+    def check(self, positions: Mapping[str, StreamPosition]) -> Checked:
+        """A checked look: one MULTI of what Redis says of the streams and of the entries behind each position.
+
+        The first act on a new connection. Never waits for entries. Raises SourceRefused for a key of another type.
+        """
+        count, names = self._count, list(positions)
+        asked = [command for s in names for command in (("XINFO", "STREAM", s), ("XINFO", "GROUPS", s))]
+        read = ("XREAD", "COUNT", count, "STREAMS", *names, *(positions[s].behind for s in names))
+        try:
+            with self._translated(), collector_paused():
+                replies = _exchange(self._reading_connection(), [*asked, ("GET", f"{self.group}:head"), read])
+                _refuse_other_types(names, replies)
+                entries = {name.decode(): found for name, found in _answered(replies[-1]) or ()}
+        except BaseException:
+            self.disconnect()
+            raise
+        reads = [_stream_read(positions, name, found) for name, found in entries.items()]
+        sightings = {}
+        for place, (name, position) in enumerate(positions.items()):
+            about = description(replies[2 * place], replies[2 * place + 1], self.group)
+            self._counts = self._counts if not about.exists else about.entries_added is not None
+            sightings[name] = Sighting(
+                position=position,
+                about=about,
+                entries=len(entries.get(name, ())),
+                at_tail=len(entries.get(name, ())) < count,
+                published=position.published_entry_id,
+                head_witnessed=replies[-2] is not None,
+            )
+        self._adapt_count(reads)
+        return Checked(reads=reads, full=not all(s.at_tail for s in sightings.values()), sightings=sightings)
 
     def _reading_connection(self) -> Any:
         if self._reader is None:
@@ -124,6 +153,12 @@ class RedisSource:
             self._client.connection_pool.release(self._reader)
             self._reader = None
 
+    def begin(self) -> None:
+        """A new run: the connections of earlier ones vouch for nothing. Call while no other thread uses them."""
+        self.disconnect()
+        self._drop_publisher()
+        self.published.clear()
+
     def close(self) -> None:
         self.disconnect()
         self._client.close()
@@ -133,36 +168,82 @@ class RedisSource:
     def publish(self, positions: Sequence[StreamPosition], *, timeline: int, head: int) -> None:
         """Let Redis witness what the log holds: the group's position per stream, and the head, in one MULTI.
 
-        Raises SourceUnavailable when Redis did not answer; whether it has the news is then unknown.
+        Raises SourceUnavailable when Redis did not answer; whether it has the news is then unknown. Raises
+        SourceTurned, and leaves the group as it was, where that stood behind what was published before.
         """
-        with self._translated():
-            pipe = self._client.pipeline(transaction=True)
-            for p in positions:
-                pipe.execute_command(
-                    "XGROUP", "SETID", p.stream, self.group, p.last_entry_id, "ENTRIESREAD", p.entries_read
-                )
-            pipe.set(f"{self.group}:head", f"{timeline}:{head}")
-            results = pipe.execute(raise_on_error=False)
-            missing = [
-                p for p, result in zip(positions, results, strict=False) if isinstance(result, redis.ResponseError)
-            ]
-            for p in missing:
-                self._create_group(p)
+        expected = [self._witnessed(p) for p in positions]
+        commands = [c for p in positions for c in (("XINFO", "GROUPS", p.stream), self._set_group(p))]
+        head_key = f"{self.group}:head"
+        witness = [("GET", head_key), ("SET", head_key, f"{timeline}:{head}")]
+        try:
+            with self._translated():
+                if self._publisher is None:
+                    self._publisher = self._client.connection_pool.get_connection()
+                    groups = _exchange(self._publisher, [("XINFO", "GROUPS", p.stream) for p in positions])
+                    self._refuse_turned(positions, expected, groups, ())
+                replies = _exchange(self._publisher, [*commands, *witness])
+                undo = ("DEL", head_key) if replies[-2] is None else ("SET", head_key, replies[-2])
+                self._refuse_turned(positions, expected, replies[:-2:2], [undo])
+                for p, reply in zip(positions, replies[1:-2:2], strict=True):
+                    if not isinstance(reply, redis.ResponseError):
+                        self.published[p.stream] = (p.stream_epoch, p.behind)
+                    else:
+                        self._create_group(p)
+        except BaseException:
+            self._drop_publisher()
+            raise
+
+    def _witnessed(self, position: StreamPosition) -> EntryId | None:
+        epoch, entry_id = self.published.get(position.stream, (0, None))
+        return entry_id if epoch == position.stream_epoch else position.published_entry_id
+
+    def _set_group(self, position: StreamPosition, entry_id: EntryId | None = None) -> tuple[Any, ...]:
+        """The command; ENTRIESREAD keeps the lag true in Redis's own tools, -1 says that it is unknown."""
+        command = ("XGROUP", "SETID", position.stream, self.group, entry_id or position.behind)
+        return (*command, "ENTRIESREAD", _entries_passed(position)) if self._counts else command
+
+    def _refuse_turned(
+        self,
+        positions: Sequence[StreamPosition],
+        expected: Sequence[EntryId | None],
+        groups: Sequence[Any],
+        undo: Sequence[tuple[Any, ...]],
+    ) -> None:
+        """A group that is gone or behind what was published is the only trace of a rollback: leave it as it was."""
+        stand = [group_entry_id(reply, self.group) for reply in groups]
+        turned = [
+            (p, at)
+            for p, published, at in zip(positions, expected, stand, strict=True)
+            if published is not None and (at is None or entry_order(at) < entry_order(published))
+        ]
+        if turned:
+            _exchange(self._publisher, [*undo, *(self._set_group(p, at) for p, at in turned if at is not None)])
+            streams = ", ".join(f"{p.stream!r} ({at or 'gone'})" for p, at in turned)
+            raise SourceTurned(f"our group stands behind what was published on {streams}")
 
     def _create_group(self, position: StreamPosition) -> None:
-        try:
-            self._client.execute_command(
-                "XGROUP",
-                "CREATE",
-                position.stream,
-                self.group,
-                position.last_entry_id,
-                "ENTRIESREAD",
-                position.entries_read,
-            )
-        except redis.ResponseError as error:
-            if "BUSYGROUP" not in str(error) and "requires the key" not in str(error):
-                raise
+        command = ("XGROUP", "CREATE", position.stream, self.group, position.behind)
+        counted = ("ENTRIESREAD", _entries_passed(position)) if self._counts else ()
+        reply = _exchange(self._publisher, [(*command, *counted)])[0]
+        if not isinstance(reply, redis.ResponseError):
+            self.published[position.stream] = (position.stream_epoch, position.behind)
+        elif "requires the key" not in str(reply):  # a stream that does not exist yet is waited for
+            raise reply
+
+    def _drop_publisher(self) -> None:
+        if self._publisher is not None:
+            self._publisher.disconnect()
+            self._client.connection_pool.release(self._publisher)
+            self._publisher = None
+
+    def promoted(self) -> bool:
+        """Whether this server was a replica once and took over; False where it may not be asked."""
+        with self._translated():
+            try:
+                about = self._client.info("replication")
+            except redis.ResponseError:
+                return False
+        return str(about.get("master_replid2", "0")).strip("0") != ""
 
     def published_head(self) -> tuple[int, int] | None:
         """The (timeline, head offset) last published, None when Redis knows of none."""
@@ -176,24 +257,34 @@ class RedisSource:
     def describe(self, stream: str) -> StreamDescription:
         """What Redis says of one stream and of our group on it."""
         with self._translated():
+            connection = self._client.connection_pool.get_connection()
             try:
-                about = self._client.xinfo_stream(stream)
-                groups = self._client.xinfo_groups(stream)
-            except redis.ResponseError as error:
-                if "no such key" in str(error).lower():
-                    return StreamDescription(exists=False)
+                replies = _exchange(connection, [("XINFO", "STREAM", stream), ("XINFO", "GROUPS", stream)])
+            except BaseException:
+                connection.disconnect()
                 raise
-        ours = next((g for g in groups if g["name"] == self.group.encode()), None)
-        first = about.get("first-entry")
-        return StreamDescription(
-            exists=True,
-            length=about["length"],
-            last_entry_id=EntryId(about["last-generated-id"].decode()),
-            first_entry_id=EntryId(first[0].decode()) if first else None,
-            entries_added=about.get("entries-added"),
-            group_entry_id=EntryId(ours["last-delivered-id"].decode()) if ours else None,
-            group_entries_read=ours.get("entries-read") if ours else None,
-        )
+            finally:
+                self._client.connection_pool.release(connection)
+        _refuse_other_types([stream], replies)
+        return description(*replies, self.group)
+
+    def sample(self, stream: str, count: int) -> StreamRead:
+        """Some of the oldest and some of the newest entries of a stream, ``count`` at most, in their order."""
+        with self._translated():
+            connection = self._client.connection_pool.get_connection()
+            try:
+                half = (count + 1) // 2
+                oldest, newest = _exchange(
+                    connection,
+                    [
+                        ("XRANGE", stream, "-", "+", "COUNT", half),
+                        ("XREVRANGE", stream, "+", "-", "COUNT", count - half),
+                    ],
+                )
+            finally:
+                self._client.connection_pool.release(connection)
+        entries = dict([*_answered(oldest), *reversed(_answered(newest))])
+        return StreamRead(stream=stream, stream_epoch=1, ids=list(entries), fields=list(entries.values()))
 
     def ping(self) -> dict[str, Any]:
         """The server's own description (INFO), to show that it is Redis and which."""
@@ -217,14 +308,33 @@ class RedisSource:
             raise _translate(error, self.options.url) from error
 
 
-def read_from(position: StreamPosition) -> str:
-    """The id to give to XREAD: the position's, or the one before it where its entry is logged in part."""
-    if position.last_entry_row is None:
-        return position.last_entry_id
-    milliseconds, sequence = entry_order(position.last_entry_id)
-    if sequence:
-        return f"{milliseconds}-{sequence - 1}"
-    return f"{milliseconds - 1}-{(1 << 64) - 1}" if milliseconds else NO_ENTRY
+def _exchange(connection: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Run commands as one MULTI. Returns their replies, a refusal among them as a ResponseError."""
+    connection.send_packed_command(connection.pack_commands([("MULTI",), *commands, ("EXEC",)]), check_health=False)
+    for _ in range(len(commands) + 1):
+        connection.read_response(disable_decoding=True)
+    replies: list[Any] = connection.read_response(disable_decoding=True)
+    return replies
+
+
+def _answered(reply: Any) -> Any:
+    if isinstance(reply, redis.ResponseError):
+        raise reply
+    return reply
+
+
+def _refuse_other_types(streams: Sequence[str], replies: Sequence[Any]) -> None:
+    for place, stream in enumerate(streams):
+        reply = replies[2 * place]
+        if isinstance(reply, redis.ResponseError) and "WRONGTYPE" in str(reply):
+            raise SourceRefused(
+                f"the key {stream!r} in Redis is not a stream", hint="rename it, or take it out of [redis] streams"
+            )
+
+
+def _entries_passed(position: StreamPosition) -> int:
+    """How many entries of the stream's whole life lie before the position; -1 when that is not known."""
+    return -1 if position.entries_unread is None else position.entries_unread + position.entries_read
 
 
 def _stream_read(positions: Mapping[str, StreamPosition], stream: str, entries: Sequence[Any]) -> StreamRead:
@@ -250,21 +360,19 @@ def _translate(error: Exception, url: str) -> ReplicatorError:
     text = str(error) or type(error).__name__
     where = _without_password(url)
     if (
-        isinstance(error, redis.AuthenticationError | redis.AuthorizationError)
+        isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError)
         or "NOAUTH" in text
         or "WRONGPASS" in text
     ):
         return SourceRefused(
             f"Redis at {where} refuses the login: {text}", hint="set [redis] username and password in secrets.toml"
         )
-    if isinstance(error, redis.NoPermissionError) or "NOPERM" in text:
+    if isinstance(error, redis.exceptions.NoPermissionError) or "NOPERM" in text:
         return SourceRefused(
             f"Redis at {where} forbids a command: {text}", hint="`replicator check` prints the ACL to give"
         )
     if "WRONGTYPE" in text:
-        return SourceRefused(
-            f"Redis at {where}: {text}", hint="one of the configured streams is a key of another type: rename it"
-        )
+        return SourceTurned(f"Redis at {where}: {text}")  # the next checked look names the key
     if isinstance(error, redis.InvalidResponse | ValueError) or "Protocol error" in text:
         return SourceUnavailable(
             f"what answers at {where} does not speak Redis: {text[:200]}", hint="check [redis] url"

@@ -21,7 +21,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "values": ("errors", "model", "column_types", "default_value", "schema", "log_columns", "failpoints"),
     "pure": (
         "canonical", "payload", "decode", "encode", "rows", "ndjson",
-        "shape", "typed_text", "typed", "checksum", "lanes", "compare", "wire", "sink_ddl", "retry", "witness", "redis_replies", "status",
+        "shape", "typed_text", "typed", "checksum", "lanes", "compare", "wire", "sink_ddl", "retry", "infer", "witness", "redis_replies", "status",
     ),
     "plumbing": ("config", "database", "telemetry", "collector", "outbox", "files"),
     "ends": ("changelog", "source", "state", "ledger", "controls", "sink", "producer"),

@@ -1,0 +1,18 @@
+-- What the log and the rejected entries hold of a stream behind an entry id, in the order of the ids.
+create or replace temp table $table as
+with logged as (
+    select
+        entry_id, entry_row, stream_epoch, log_offset, table_name, key,
+        hash(table_name, op, key, payload, producer_schema, event_id, event_at) as content
+    from change_log where stream = $stream
+    union all
+    select entry_id, entry_row, stream_epoch, null, null, null, hash(raw) from rejected_entries where stream = $stream
+), placed as (
+    select
+        split_part(entry_id, '-', 1)::uhugeint * 18446744073709551616 + split_part(entry_id, '-', 2)::uhugeint as place,
+        *
+    from logged
+)
+select * from placed
+where place > $after::uhugeint
+order by place

@@ -1,0 +1,138 @@
+"""Capture alone between a real Redis and a real DuckDB file, for tests that take either away or turn them back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from attrs import define, field
+
+from replicator.admit import Admission
+from replicator.capture import Capture, CaptureProgress, CaptureSettings
+from replicator.catalog import Catalog, Routes
+from replicator.changelog import ChangeLog
+from replicator.config import migrations_dir
+from replicator.database import Database, DatabaseOptions
+from replicator.errors import ReplicatorError
+from replicator.model import NO_ENTRY, StreamPosition
+from replicator.source import RedisSource, SourceOptions
+
+PATIENCE_SECONDS = 20.0
+
+
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:
+    """What ``condition`` gave once it was true."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.01)
+    raise AssertionError(f"not within {seconds:g} s: {what}")
+
+
+@define
+class CaptureRoom:
+    """One log; capture runs between ``start`` and ``stop`` and is started again after an error, as the service does."""
+
+    path: Path
+    url: str
+    streams: tuple[str, ...] = ("trades",)
+    start_newest: bool = False
+    errors: list[ReplicatorError] = field(factory=list)
+    database: Database = field(init=False)
+    source: RedisSource = field(init=False)
+    capture: Capture = field(init=False)
+    _stop: threading.Event = field(factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self) -> CaptureRoom:
+        self.database = Database.open(DatabaseOptions(path=self.path))
+        self.database.migrate(migrations_dir() / "duckdb")
+        self.source = RedisSource(SourceOptions(url=self.url, timeout_seconds=2))
+        self._stop = threading.Event()
+        self.capture = Capture(
+            settings=CaptureSettings(streams=lambda: self.streams, routes=Routes, first_position=self._first_position),
+            source=self.source,
+            changelog=ChangeLog.open(self.database),
+            admission=Admission(session=self.database.session(), catalog=Catalog.open(self.database, (), self.streams)),
+            session=self.database.session(),
+            progress=CaptureProgress(),
+            stop=self._stop,
+        )
+        self._thread = threading.Thread(target=self._keep_running)
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        if self._thread is not None:
+            self._stop.set()
+            self._thread.join(PATIENCE_SECONDS)
+            assert not self._thread.is_alive()
+            self._thread = None
+            self.source.close()
+            self.database.close()
+
+    def _first_position(self, stream: str) -> StreamPosition:
+        last = self.source.describe(stream).last_entry_id if self.start_newest else NO_ENTRY
+        return StreamPosition(stream=stream, last_entry_id=last)
+
+    def _keep_running(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.capture.run()
+            except ReplicatorError as error:
+                self.errors.append(error)
+                self._stop.wait(0.05)
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        session = self.database.session()
+        try:
+            return session.rows(sql)
+        finally:
+            session.close()
+
+    @property
+    def logged(self) -> list[tuple[Any, ...]]:
+        """(stream, epoch, entry id, payload) in the order of the log."""
+        return self.rows("select stream, stream_epoch, entry_id, payload from change_log order by log_offset")
+
+    @property
+    def payloads(self) -> list[str]:
+        return [row[3] for row in self.logged]
+
+    @property
+    def gaps(self) -> list[tuple[Any, ...]]:
+        """(cause, entries lost, after, before) in the order found."""
+        return self.rows("select cause, entries_lost, after_entry_id, before_entry_id from stream_gaps order by id")
+
+    def position(self, stream: str = "trades") -> StreamPosition | None:
+        session = self.database.session()
+        try:
+            return self.capture.changelog.positions(session).get(stream)
+        finally:
+            session.close()
+
+    def wait_logged(self, count: int) -> None:
+        wait_until(lambda: self.capture.changelog.head >= count, f"{count} changes in the log")
+
+    def wait_gap(self, count: int = 1) -> list[tuple[Any, ...]]:
+        wait_until(lambda: len(self.gaps) >= count, f"{count} gaps")
+        return self.gaps
+
+    def wait_settled(self) -> None:
+        """Until the baseline is taken and Redis has witnessed where the log stands."""
+
+        def settled() -> bool:
+            for stream in self.streams:
+                p, about = self.position(stream), self.source.describe(stream)
+                if p is None or about.group_entry_id != p.behind or p.last_entry_id != about.last_entry_id:
+                    return False
+                if about.entries_added is not None and p.entries_unread is None:
+                    return False
+            return True
+
+        wait_until(settled, "capture at rest")
