@@ -19,6 +19,7 @@ from replicator.decode import Decoded
 from replicator.decode_parts import pack_row, rejection_table
 from replicator.payload import strict_json
 from replicator.schema import TableSchema, literal
+from replicator.shape import canonical_keys, plain_objects
 from replicator.typed import check_sql, misfits_sql
 
 
@@ -42,18 +43,40 @@ class Admission:
         if decoded.changes.num_rows == 0:
             return Admitted(changes=decoded.changes, rejections=decoded.rejections)
         refused: dict[int, str] = {}
-        changes = self._well_formed(decoded.changes, refused)
-        for table in pc.unique(changes["table_name"]).to_pylist():
-            schema = self.catalog.current.get(table)
-            if schema is not None:
-                changes = self._typed(changes, schema, refused)
+        changes, doubtful = self._recognised(decoded.changes)
+        if doubtful is not None:
+            changes = self._checked(changes, doubtful, refused)
         if not refused:
             return Admitted(changes=changes, rejections=decoded.rejections)
         return Admitted(changes=without(changes, refused), rejections=with_rejections(decoded, refused))
 
-    def _well_formed(self, changes: pa.Table, refused: dict[int, str]) -> pa.Table:
+    def _recognised(self, changes: pa.Table) -> tuple[pa.Table, pa.Array | None]:
+        """The changes, those of usual shape under their keys and versions, and which rows are still to be checked."""
+        names = pc.unique(changes["table_name"]).to_pylist()
+        if len(names) > 1:
+            return changes, pa.repeat(pa.scalar(True), changes.num_rows)
+        op, key, payload = (_one(changes[name]) for name in ("op", "key", "payload"))
+        schema = self.catalog.current.get(names[0])
+        if schema is None:
+            known = pc.or_(plain_objects(payload), pc.and_(pc.is_null(payload), pc.is_valid(key)))
+        else:
+            keys = canonical_keys(schema, op, key, payload)
+            known = pc.is_valid(keys)
+            changes = _stamp(changes, pc.coalesce(keys, key), schema.schema_version)
+        return changes, None if known.true_count == len(known) else pc.invert(known)
+
+    def _checked(self, changes: pa.Table, doubtful: pa.Array, refused: dict[int, str]) -> pa.Table:
+        """The doubtful rows looked at closely: mended, stamped, or ``refused``."""
+        changes = self._well_formed(changes, doubtful, refused)
+        for table in pc.unique(changes["table_name"].filter(doubtful)).to_pylist():
+            schema = self.catalog.current.get(table)
+            if schema is not None:
+                changes = self._typed(changes, doubtful, schema, refused)
+        return changes
+
+    def _well_formed(self, changes: pa.Table, doubtful: pa.Array, refused: dict[int, str]) -> pa.Table:
         """Payloads that are JSON objects, made canonical where they were not; the others into ``refused``."""
-        with self.session.relation(decoded_changes=numbered(changes)):
+        with self.session.relation(decoded_changes=numbered(changes).filter(doubtful)):
             suspects = dict(self.session.rows(statement("admit/suspects")))
         mended: dict[int, str] = {}
         for row, reason in suspects.items():
@@ -67,18 +90,15 @@ class Admission:
                 refused[row] = f"the payload {error}" if known else f"the payload is not JSON: {error}"
         return _replace_payloads(changes, mended)
 
-    def _typed(self, changes: pa.Table, schema: TableSchema, refused: dict[int, str]) -> pa.Table:
+    def _typed(self, changes: pa.Table, doubtful: pa.Array, schema: TableSchema, refused: dict[int, str]) -> pa.Table:
         """The table's changes under its canonical keys and schema version; those that do not fit into ``refused``."""
         mine = f"(select * from decoded_changes where table_name = {literal(schema.name)})"
-        with self.session.relation(decoded_changes=numbered(changes)):
+        with self.session.relation(decoded_changes=numbered(changes).filter(doubtful)):
             found = self.session.arrow(check_sql(schema, mine)).combine_chunks()
             unfit = found.filter(pc.invert(pc.fill_null(found["fits"], False)))["row_index"].to_pylist()
             new = [row for row in unfit if row not in refused]
             if new:
                 self._explain(schema, mine, new, refused)
-        if found.num_rows == changes.num_rows and not unfit:
-            order = pc.sort_indices(found["row_index"])
-            return _stamp(changes, found["key"].take(order), schema.schema_version)
         return _stamp_some(changes, found, schema.schema_version)
 
     def _explain(self, schema: TableSchema, mine: str, rows: Sequence[int], refused: dict[int, str]) -> None:

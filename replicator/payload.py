@@ -13,20 +13,25 @@ from typing import Any
 
 from replicator.canonical import EXACT_INTEGER_MAX
 
-_LONG_NUMBER = re.compile(r"[:\[,]\s*-?[0-9][0-9.eE+-]{15,}")
 _DIGITS_EXACT = 15
 """Decimal digits that every double keeps."""
 
 
 def strict_json(payload: str) -> str:
-    """The payload, long numbers as strings. Raises ValueError with the reason when it is no JSON object."""
+    """The payload as it is, or with its long numbers as strings. Raises ValueError when it is no JSON object."""
+    numbers: list[_Number] = []
+
+    def number(text: str) -> _Number:
+        numbers.append(_Number(text))
+        return numbers[-1]
+
     try:
-        parsed = json.loads(payload, parse_int=_Number, parse_float=_Number, parse_constant=_refuse)
+        parsed = json.loads(payload, parse_int=number, parse_float=number, parse_constant=_refuse)
     except RecursionError:
         raise ValueError("is nested too deeply") from None
     if not isinstance(parsed, dict):
         raise ValueError("is not a JSON object")
-    if not _LONG_NUMBER.search(payload):
+    if all(map(_fits_a_double, numbers)):
         return payload
     return _write(json.loads(payload, parse_int=_Number, parse_float=_Number, object_pairs_hook=_Pairs))
 
