@@ -78,21 +78,6 @@ def drift(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
     return missing + changed + surplus
 
 
-def state_check_sql(schema: TableSchema) -> str:
-    """How many keys of a range have not reached their last version in T_state. Without FINAL, which hides deletes.
-
-    Parameters: pipeline, first, last.
-    """
-    log, state, key = quote_clickhouse(schema.log_name), quote_clickhouse(schema.state_name), _listed(schema.key)
-    sent = f"from {log} where _pipeline = {{pipeline:String}} and _offset between {{first:Int64}} and {{last:Int64}}"
-    held = f"from {state} where ({key}) in (select {key} {sent})"
-    return (
-        f"select count() from (select {key}, max(_version) as sent_version {sent} group by {key}) as sent "
-        f"left join (select {key}, max(_version) as held_version {held} group by {key}) as held using ({key}) "
-        f"where held_version < sent_version"
-    )
-
-
 def _typed_columns(schema: TableSchema) -> dict[str, str]:
     return {column.name: _column_type(schema, column) for column in schema.columns}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from replicator.checksum import GENERIC_HASHED, hashed_columns, row_hash_duckdb
+from replicator.checksum import hashed_columns, row_hash_duckdb
 from replicator.column_types import ColumnType, Kind
 from replicator.log_columns import GENERIC, LEADING, PIPELINE, SEND, TRAILING, LogColumn
 from replicator.schema import TableSchema, quote
@@ -58,18 +58,12 @@ def conform(batch: pa.Table, schema: pa.Schema) -> pa.Table:
     return batch.select(schema.names).cast(schema, safe=True)
 
 
-def generic_wire_sql(source: str) -> str:
-    """A batch of ClickHouse's ``change_log`` from ``source``: the same, for changes without a declared table."""
-    columns = [quote(column.name) for column in GENERIC]
-    return f"select {', '.join(columns)}, {row_hash_duckdb(GENERIC_HASHED)} as {ROW_HASH} from {source}"
-
-
 def _log_field(column: LogColumn) -> pa.Field:
     return pa.field(column.name, column.arrow, nullable="Nullable" in column.clickhouse)
 
 
 GENERIC_ARROW_SCHEMA = pa.schema([_log_field(column) for column in (PIPELINE, *GENERIC, SEND)])
-"""The same for ClickHouse's ``change_log``."""
+"""The same for ClickHouse's ``change_log``, whose columns are those of the log."""
 
 
 def _wired(column_type: ColumnType, value: str) -> str:
