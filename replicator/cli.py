@@ -6,8 +6,10 @@ to do. Exit codes: 0 done, 1 our bug, 2 usage or configuration, 3 something is u
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import threading
 import traceback
 from importlib import import_module
 from importlib.metadata import version
@@ -81,7 +83,12 @@ def cli(context: click.Context, config_dir: Path | None, log_level: str | None) 
 
 def main() -> None:
     """The console script."""
-    sys.exit(_run())
+    code = _run()
+    logging.shutdown()
+    sys.stderr.flush()
+    if threading.active_count() > 1:  # a thread that waits for a silent server must not hold up the end
+        os._exit(code)
+    sys.exit(code)
 
 
 def _run() -> int:

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 SHOWN_MAX = 1000
 AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+UNAVAILABLE = 3
+ANSWER_SECONDS = 60.0
 Command = Callable[..., Any]
+Options = dict[str, Any]
 
 
 def _age(text: str | None) -> float | None:
@@ -44,7 +47,7 @@ def _selecting(subject: str) -> Callable[[Command], Command]:
     """The ways to say which rows are meant."""
 
     def decorate(command: Command) -> Command:
-        command = click.option("--all", "everything", is_flag=True, help="All that are open.")(command)
+        command = click.option("--all", is_flag=True, help="All that are open.")(command)
         command = click.option("--older-than", metavar="AGE", help="Only what is so old: 90s, 15m, 2h, 7d.")(command)
         command = click.option(f"--{subject}", "subject", metavar="NAME", help=f"Only those of this {subject}.")(
             command
@@ -54,19 +57,11 @@ def _selecting(subject: str) -> Callable[[Command], Command]:
     return decorate
 
 
-def _body(ids: tuple[int, ...], subject: str | None, older_than: str | None, everything: bool) -> dict[str, Any]:
-    return {"ids": list(ids), "subject": subject, "older_than_seconds": _age(older_than), "all": everything}
-
-
-def _selection(body: dict[str, Any]) -> Selection:
-    from replicator.operations import Selection  # noqa: PLC0415 - loads DuckDB
-
-    return Selection(
-        ids=tuple(dict.fromkeys(body["ids"])),
-        subject=body["subject"],
-        older_than_seconds=body["older_than_seconds"],
-        all=body["all"],
-    )
+def _discarding(command: Command) -> Command:
+    """What giving something up needs besides."""
+    for option in (json_option, dry_run_option, yes_option):
+        command = option(command)
+    return click.option("--reason", required=True, help="Why; it stays on record.")(command)
 
 
 def _listing(subject: str, states: list[str]) -> Callable[[Command], Command]:
@@ -81,26 +76,70 @@ def _listing(subject: str, states: list[str]) -> Callable[[Command], Command]:
     return decorate
 
 
-def _list(
-    context: click.Context, what: str, name: str, subject: str | None, status: str, limit: int
-) -> list[dict[str, Any]]:
+def _body(options: Options) -> Options:
+    """Which rows are meant, as the interface takes it."""
+    age = _age(options["older_than"])
+    subject, everything = options["subject"], options["all"]
+    return {"ids": list(options["ids"]), "subject": subject, "older_than_seconds": age, "all": everything}
+
+
+def _selection(body: Options) -> Selection:
+    from replicator.operations import Selection  # noqa: PLC0415 - loads DuckDB
+
+    ids = tuple(dict.fromkeys(body["ids"]))
+    return Selection(ids=ids, subject=body["subject"], older_than_seconds=body["older_than_seconds"], all=body["all"])
+
+
+def _list(context: click.Context, what: str, subject_name: str, options: Options) -> list[Options]:
     from replicator.operations import Selection  # noqa: PLC0415
 
+    subject, status, limit = options["subject"], options["status"], options["limit"]
     chosen = Selection(subject=subject, status=None if status == "all" else status, limit=limit)
+    query = {subject_name: subject, "status": status, "limit": limit}
     return service_or_file(
         settings_of(context),
-        remote=lambda client: client.get(f"/api/v1/{what}", **{name: subject, "status": status, "limit": limit}),
+        remote=lambda client: client.get(f"/api/v1/{what}", **query),
         local=lambda ops: getattr(ops, what)(chosen),
     )
 
 
-def _confirm(context: click.Context, yes: bool, dry_run: bool, question: str) -> None:
+def _change(context: click.Context, what: str, verb: str, body: Options, more: Options) -> Options:
+    """Ask for a change, of the service or of the file."""
+    wait = more.get("wait_seconds", 0) + ANSWER_SECONDS
+    return service_or_file(
+        settings_of(context),
+        remote=lambda client: client.post(f"/api/v1/{what}/{verb}", body | more, timeout_seconds=wait),
+        local=lambda ops: getattr(ops, f"{what}_{verb}")(_selection(body), actor=local_actor(), **more),
+    )
+
+
+def _show_one(context: click.Context, what: str, row_id: int, as_json: bool) -> None:
+    found = service_or_file(
+        settings_of(context),
+        remote=lambda client: client.get(f"/api/v1/{what}/{row_id}"),
+        local=lambda ops: getattr(ops, f"{what}_show")(row_id),
+    )
+    answer(found, as_json, _show_fields)
+
+
+def _confirm(options: Options, question: str) -> None:
     """What cannot be undone needs a yes, on the command line or by hand."""
-    if yes or dry_run:
+    if options["yes"] or options["dry_run"]:
         return
     if not click.get_text_stream("stdin").isatty():
         raise UsageError(f"{question} This cannot be undone", hint="add --yes, or look first with --dry-run")
     click.confirm(question, abort=True, err=True)
+
+
+def _show_fields(found: Options) -> None:
+    lists = {name: value for name, value in found.items() if isinstance(value, list)}
+    for name, value in found.items():
+        if name not in lists and value is not None:
+            click.echo(f"{name:18} {printable(str(value))}")
+    for name, rows in lists.items():
+        if rows:
+            click.echo(f"\n{name}")
+            table(list(rows[0]), [list(row.values()) for row in rows])
 
 
 # ── failed ──
@@ -114,31 +153,18 @@ def failed_group() -> None:
 @failed_group.command("list")
 @_listing("table", ["open", "resolved", "discarded", "all"])
 @click.pass_context
-def failed_list(context: click.Context, subject: str | None, status: str, limit: int, as_json: bool) -> None:
+def failed_list(context: click.Context, **options: Any) -> None:
     """List them, oldest offsets first."""
-    answer(_list(context, "failed", "table", subject, status, limit), as_json, _show_failed)
+    answer(_list(context, "failed", "table", options), options["as_json"], _show_failed)
 
 
-def _show_failed(rows: list[dict[str, Any]]) -> None:
-    table(
-        ("id", "table", "offsets", "rows", "reason", "code", "attempts", "since", "status", "message"),
-        [
-            (
-                r["id"],
-                r["table"],
-                f"{r['first_offset']}..{r['last_offset']}",
-                r["row_count"],
-                r["reason"],
-                r["error_code"],
-                r["attempts"],
-                r["first_failed_at"],
-                r["status"],
-                r["note"] or r["error_message"],
-            )
-            for r in rows
-        ],
-        empty="nothing is parked",
-    )
+def _show_failed(rows: list[Options]) -> None:
+    names = ("id", "table", "offsets", "rows", "reason", "code", "attempts", "since", "status", "message")
+    keys = ("row_count", "reason", "error_code", "attempts", "first_failed_at", "status")
+    offsets = [f"{r['first_offset']}..{r['last_offset']}" for r in rows]
+    said = [r["note"] or r["error_message"] for r in rows]
+    cells = [[r["id"], r["table"], offsets[i], *(r[key] for key in keys), said[i]] for i, r in enumerate(rows)]
+    table(names, cells, empty="nothing is parked")
 
 
 @failed_group.command("show")
@@ -147,23 +173,7 @@ def _show_failed(rows: list[dict[str, Any]]) -> None:
 @click.pass_context
 def failed_show(context: click.Context, failed_id: int, as_json: bool) -> None:
     """Show one with the changes that were refused."""
-    found = service_or_file(
-        settings_of(context),
-        remote=lambda client: client.get(f"/api/v1/failed/{failed_id}"),
-        local=lambda ops: ops.failed_show(failed_id),
-    )
-    answer(found, as_json, _show_fields)
-
-
-def _show_fields(found: dict[str, Any]) -> None:
-    lists = {name: value for name, value in found.items() if isinstance(value, list)}
-    for name, value in found.items():
-        if name not in lists and value is not None:
-            click.echo(f"{name:18} {printable(str(value))}")
-    for name, rows in lists.items():
-        if rows:
-            click.echo(f"\n{name}")
-            table(list(rows[0]), [list(row.values()) for row in rows])
+    _show_one(context, "failed", failed_id, as_json)
 
 
 @failed_group.command("retry")
@@ -172,61 +182,27 @@ def _show_fields(found: dict[str, Any]) -> None:
 @dry_run_option
 @json_option
 @click.pass_context
-def failed_retry(
-    context: click.Context,
-    ids: tuple[int, ...],
-    subject: str | None,
-    older_than: str | None,
-    everything: bool,
-    wait: float,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+def failed_retry(context: click.Context, **options: Any) -> None:
     """Send parked ranges again now, by ID, --table, --older-than or --all. Ends with 3 when some are still open."""
-    body = _body(ids, subject, older_than, everything)
-    timing = {"wait_seconds": wait, "dry_run": dry_run}
-    done = service_or_file(
-        settings_of(context),
-        remote=lambda client: client.post("/api/v1/failed/retry", body | timing, timeout_seconds=wait + 30),
-        local=lambda ops: ops.failed_retry(_selection(body), actor=local_actor(), **timing),
-    )
-    answer(done, as_json, lambda d: _show_failed(d["failed"]))
-    context.exit(0 if dry_run or done["resolved"] == len(done["failed"]) else 3)
+    more = {"wait_seconds": options["wait"], "dry_run": options["dry_run"]}
+    done = _change(context, "failed", "retry", _body(options), more)
+    answer(done, options["as_json"], lambda d: _show_failed(d["failed"]))
+    context.exit(0 if options["dry_run"] or done["resolved"] == len(done["failed"]) else UNAVAILABLE)
 
 
 @failed_group.command("discard")
 @_selecting("table")
-@click.option("--reason", required=True, help="Why; it stays on record.")
-@yes_option
-@dry_run_option
-@json_option
+@_discarding
 @click.pass_context
-def failed_discard(
-    context: click.Context,
-    ids: tuple[int, ...],
-    subject: str | None,
-    older_than: str | None,
-    everything: bool,
-    reason: str,
-    yes: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+def failed_discard(context: click.Context, **options: Any) -> None:
     """Give parked ranges up for good: ClickHouse will never have them. They stay on record."""
-    _confirm(context, yes, dry_run, "Give these ranges up for good?")
-    _discard(context, "failed", _body(ids, subject, older_than, everything), reason, dry_run, as_json, _show_failed)
+    _confirm(options, "Give these ranges up for good?")
+    done = _change(context, "failed", "discard", _body(options), _giving_up(options))
+    answer(done, options["as_json"], lambda d: _show_failed(d["failed"]))
 
 
-def _discard(
-    context: click.Context, what: str, body: dict[str, Any], reason: str, dry_run: bool, as_json: bool, show: Command
-) -> None:
-    more = {"reason": reason, "dry_run": dry_run}
-    done = service_or_file(
-        settings_of(context),
-        remote=lambda client: client.post(f"/api/v1/{what}/discard", body | more, timeout_seconds=60),
-        local=lambda ops: getattr(ops, f"{what}_discard")(_selection(body), actor=local_actor(), **more),
-    )
-    answer(done, as_json, lambda d: show(d[what]))
+def _giving_up(options: Options) -> Options:
+    return {"reason": options["reason"], "dry_run": options["dry_run"]}
 
 
 # ── rejected ──
@@ -240,12 +216,12 @@ def rejected_group() -> None:
 @rejected_group.command("list")
 @_listing("stream", ["open", "resolved", "discarded", "all"])
 @click.pass_context
-def rejected_list(context: click.Context, subject: str | None, status: str, limit: int, as_json: bool) -> None:
+def rejected_list(context: click.Context, **options: Any) -> None:
     """List them, oldest first."""
-    answer(_list(context, "rejected", "stream", subject, status, limit), as_json, _show_rejected)
+    answer(_list(context, "rejected", "stream", options), options["as_json"], _show_rejected)
 
 
-def _show_rejected(rows: list[dict[str, Any]]) -> None:
+def _show_rejected(rows: list[Options]) -> None:
     names = ("id", "stream", "entry_id", "entry_row", "rejected_at", "status", "reason")
     table(names, [[row[name] for name in names] for row in rows], empty="nothing was rejected")
 
@@ -256,35 +232,18 @@ def _show_rejected(rows: list[dict[str, Any]]) -> None:
 @click.pass_context
 def rejected_show(context: click.Context, rejected_id: int, as_json: bool) -> None:
     """Show one with its fields and its raw bytes (base64)."""
-    found = service_or_file(
-        settings_of(context),
-        remote=lambda client: client.get(f"/api/v1/rejected/{rejected_id}"),
-        local=lambda ops: ops.rejected_show(rejected_id),
-    )
-    answer(found, as_json, _show_fields)
+    _show_one(context, "rejected", rejected_id, as_json)
 
 
 @rejected_group.command("discard")
 @_selecting("stream")
-@click.option("--reason", required=True, help="Why; it stays on record.")
-@yes_option
-@dry_run_option
-@json_option
+@_discarding
 @click.pass_context
-def rejected_discard(
-    context: click.Context,
-    ids: tuple[int, ...],
-    subject: str | None,
-    older_than: str | None,
-    everything: bool,
-    reason: str,
-    yes: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+def rejected_discard(context: click.Context, **options: Any) -> None:
     """Close rejected entries: they will not be logged. Their bytes stay on record."""
-    _confirm(context, yes, dry_run, "Close these entries without logging them?")
-    _discard(context, "rejected", _body(ids, subject, older_than, everything), reason, dry_run, as_json, _show_rejected)
+    _confirm(options, "Close these entries without logging them?")
+    done = _change(context, "rejected", "discard", _body(options), _giving_up(options))
+    answer(done, options["as_json"], lambda d: _show_rejected(d["rejected"]))
 
 
 # ── gaps, actions ──
@@ -298,12 +257,12 @@ def gaps_group() -> None:
 @gaps_group.command("list")
 @_listing("stream", ["open", "acknowledged", "all"])
 @click.pass_context
-def gaps_list(context: click.Context, subject: str | None, status: str, limit: int, as_json: bool) -> None:
+def gaps_list(context: click.Context, **options: Any) -> None:
     """List them, oldest first."""
-    answer(_list(context, "gaps", "stream", subject, status, limit), as_json, _show_gaps)
+    answer(_list(context, "gaps", "stream", options), options["as_json"], _show_gaps)
 
 
-def _show_gaps(rows: list[dict[str, Any]]) -> None:
+def _show_gaps(rows: list[Options]) -> None:
     names = ("id", "stream", "after_entry_id", "before_entry_id", "entries_lost", "found_at", "status", "cause")
     table(names, [[row[name] for name in names] for row in rows], empty="there are no gaps")
 
@@ -313,23 +272,10 @@ def _show_gaps(rows: list[dict[str, Any]]) -> None:
 @click.option("--note", default="", help="What was done about it; it stays on record.")
 @json_option
 @click.pass_context
-def gaps_ack(
-    context: click.Context,
-    ids: tuple[int, ...],
-    subject: str | None,
-    older_than: str | None,
-    everything: bool,
-    note: str,
-    as_json: bool,
-) -> None:
+def gaps_ack(context: click.Context, **options: Any) -> None:
     """Acknowledge gaps, by ID, --stream or --all: they stay on record, and the status is no longer red for them."""
-    body = _body(ids, subject, older_than, everything)
-    done = service_or_file(
-        settings_of(context),
-        remote=lambda client: client.post("/api/v1/gaps/ack", body | {"note": note}),
-        local=lambda ops: ops.gaps_ack(_selection(body), actor=local_actor(), note=note),
-    )
-    answer(done, as_json, lambda d: _show_gaps(d["gaps"]))
+    done = _change(context, "gaps", "ack", _body(options), {"note": options["note"]})
+    answer(done, options["as_json"], lambda d: _show_gaps(d["gaps"]))
 
 
 @click.command("actions", short_help="Show what operators have asked for.")
@@ -346,6 +292,6 @@ def actions_command(context: click.Context, limit: int, as_json: bool) -> None:
     answer(rows, as_json, _show_actions)
 
 
-def _show_actions(rows: list[dict[str, Any]]) -> None:
+def _show_actions(rows: list[Options]) -> None:
     names = ("asked_at", "actor", "action", "subject", "effect")
     table(names, [[row[name] for name in names] for row in rows], empty="nothing yet")

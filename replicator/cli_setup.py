@@ -100,30 +100,14 @@ def _show_migrate(done: dict[str, Any]) -> None:
     help="ClickHouse password; also CLICKHOUSE_PASSWORD.  [default: a new one]",
 )
 @click.option("--redis-password", envvar="REDIS_PASSWORD", help="Redis password; also REDIS_PASSWORD.  [default: none]")
-def stack_command(
-    directory: Path,
-    redis_port: int,
-    clickhouse_port: int,
-    user: str,
-    password: str | None,
-    redis_password: str | None,
-) -> None:
+def stack_command(directory: Path, **options: Any) -> None:
     """Run Redis (Valkey) and ClickHouse (chDB) on loopback until Ctrl-C; their data stays in --directory.
 
     Prints the environment variables that lead `replicator run` to them. Needs replicator[embedded].
     """
     stack = _stack_module()
-    options: dict[str, Any] = {"password": password} if password else {}
-    stack.run_stack(
-        stack.Stack(
-            directory=directory,
-            redis_port=redis_port or None,
-            clickhouse_port=clickhouse_port or None,
-            redis_password=redis_password,
-            user=user,
-            **options,
-        )
-    )
+    given = {name: value for name, value in options.items() if value}
+    stack.run_stack(stack.Stack(directory=directory, **given))
 
 
 def _stack_module() -> Any:

@@ -28,6 +28,7 @@ LIST_MAX = 10_000
 POLL_SECONDS = 0.02
 RAW_SHOWN_BYTES = 4096
 Answer = dict[str, Any]
+_LISTS = {"sync": "failed", "entry": "rejected", "gap": "gaps"}
 
 
 @frozen(kw_only=True)
@@ -276,7 +277,11 @@ class Operations:
         """The rows, if every id asked for is among them."""
         missing = [str(i) for i in ids if i not in {row["id"] for row in rows}]
         if missing:
-            raise UsageError(f"there is no {what} {', '.join(missing)}", code="not_found", hint="see its list")
+            raise UsageError(
+                f"there is no {what} {', '.join(missing)}",
+                code="not_found",
+                hint=f"`replicator {_LISTS[what.rpartition(' ')[2]]} list` shows what there is",
+            )
         return rows
 
 

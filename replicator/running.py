@@ -85,19 +85,16 @@ class RunningService:
             deliver=service.deliver,
             tables=lambda: list(service.catalog.current),
         )
-        running: RunningService
-        http = HttpServer(settings=settings, instance_id=service.instance_id, application=lambda: running.application())
-        running = cls(
+        return cls(
             settings=settings,
             reread=reread,
             service=service,
             probe=probe,
             watch=Watch(service=service, probe=probe, stop=service.stop),
-            http=http,
+            http=HttpServer(settings=settings, instance_id=service.instance_id),
             operations=operations,
             tokens=tokens,
         )
-        return running
 
     def _measured(self) -> Metrics | None:
         """The instruments, with deliver's inserts among them; None where nobody would read them."""
@@ -145,12 +142,11 @@ class RunningService:
             service.supervise("redis-probe", self.probe.run_redis)
             service.supervise("clickhouse-probe", self.probe.run_clickhouse)
             service.supervise("watch", self.watch.run)
-            self.http.start()
+            self.http.start(self.application)
             systemd.notify("READY=1")
             self._attend()
             systemd.notify("STOPPING=1")
             self.http.stop()
-            self.probe.sink.close()
             service.shut_down()
             if self.metrics is not None:
                 self.metrics.close()

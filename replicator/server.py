@@ -18,7 +18,8 @@ from replicator.config import Serve, Settings
 from replicator.errors import ConfigError, ReplicatorError
 from replicator.server_tokens import remove_address, write_address
 
-STOP_SECONDS = 5
+STOP_SECONDS = 3
+BACKLOG = 128
 
 log = structlog.get_logger(__name__)
 
@@ -29,11 +30,10 @@ class PortUnavailable(ReplicatorError):
 
 @define
 class HttpServer:
-    """``application`` is called in the server's thread, where its libraries are loaded."""
+    """Bind it, start it, stop it."""
 
     settings: Settings
     instance_id: str
-    application: Callable[[], object]
     url: str = field(default="", init=False)
     error: BaseException | None = field(default=None, init=False)
     _socket: socket.socket = field(init=False)
@@ -51,9 +51,9 @@ class HttpServer:
         self.url = f"{scheme}://{host}:{self._socket.getsockname()[1]}"
         return self
 
-    def start(self) -> None:
-        """Answer from now on; returns at once."""
-        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+    def start(self, application: Callable[[], object]) -> None:
+        """Answer from now on; returns at once. ``application`` is called in the server's thread, to load it there."""
+        self._thread = threading.Thread(target=self._run, args=(application,), name="http", daemon=True)
         self._thread.start()
 
     def wait_until_ready(self, timeout_seconds: float = 30.0) -> bool:
@@ -68,23 +68,23 @@ class HttpServer:
             self._thread.join(STOP_SECONDS)
         self._socket.close()
 
-    def _run(self) -> None:
+    def _run(self, application: Callable[[], object]) -> None:
         try:
-            self._serve()
+            self._serve(application())
         except BaseException as error:
             self.error = error
             log.error("http_failed", url=self.url, error=str(error), exc_info=True)
         finally:
             self._ready.set()
 
-    def _serve(self) -> None:
+    def _serve(self, application: object) -> None:
         import uvicorn  # noqa: PLC0415 - loaded beside the loops, which need not wait for it
 
         from replicator.server_guard import Guard, GuardedProtocol  # noqa: PLC0415
 
         serve = self.settings.serve
         config = uvicorn.Config(
-            Guard(self.application(), serve.host),  # type: ignore[arg-type]
+            Guard(application, serve.host),  # type: ignore[arg-type]
             http=GuardedProtocol,
             ws="none",
             lifespan="off",
@@ -94,6 +94,7 @@ class HttpServer:
             proxy_headers=False,
             timeout_keep_alive=5,
             timeout_graceful_shutdown=STOP_SECONDS - 1,
+            backlog=BACKLOG,
             h11_max_incomplete_event_size=16 << 10,
             ssl_certfile=serve.tls_cert,
             ssl_keyfile=serve.tls_key,
@@ -126,7 +127,7 @@ def _bound(host: str, port: int) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             bound.bind(address)
-            bound.listen(128)
+            bound.listen(BACKLOG)
         except OSError:
             bound.close()
             raise

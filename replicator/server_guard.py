@@ -144,15 +144,26 @@ async def _answer(send: Send, refusal: Refusal) -> None:
 
 
 class GuardedProtocol(H11Protocol):
-    """uvicorn's protocol with a bound on connections, and on how long one may stay silent before its first request."""
+    """uvicorn's protocol with a bound on connections, and on how long one may stay silent before its first request.
+
+    Beyond the bound the connection that has been silent longest makes room, so that a crowd locks nobody out.
+    """
+
+    opened_at = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.opened_at = self.loop.time()
         if len(self.connections) > CONNECTIONS_MAX:
-            transport.abort()
-            return
+            silent = [c for c in self.connections if isinstance(c, GuardedProtocol) and c.is_silent]
+            min(silent, key=lambda c: c.opened_at).transport.abort()
         self.loop.call_later(FIRST_REQUEST_SECONDS, self._close_if_silent)
 
+    @property
+    def is_silent(self) -> bool:
+        """Open, and without a request so far."""
+        return self.scope is None and not self.transport.is_closing()
+
     def _close_if_silent(self) -> None:
-        if self.scope is None and not self.transport.is_closing():
+        if self.is_silent:
             self.transport.close()

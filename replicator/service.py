@@ -151,7 +151,16 @@ class Service:
             paused=lambda: controls.is_paused(CAPTURE),
         )
         deliver = _build_deliver(
-            settings, database, catalog, controls, changelog, ledger, sink, progress, instance_id, stop
+            settings=settings,
+            database=database,
+            catalog=catalog,
+            controls=controls,
+            changelog=changelog,
+            ledger=ledger,
+            sink=sink,
+            progress=progress,
+            instance_id=instance_id,
+            stop=stop,
         )
         return cls(
             settings=settings,
@@ -195,9 +204,9 @@ class Service:
         late = [thread.name for thread in self._threads if thread.is_alive()]
         if late:
             log.warning("loops_abandoned", loops=late)
-        self.source.close()
-        self.sink.close()
-        if not late:
+        else:  # what an abandoned loop still holds ends with the process
+            self.source.close()
+            self.sink.close()
             self.database.close()
         log.info("service_stopped")
 
@@ -253,6 +262,7 @@ def prepare_sink(sink: ClickHouseSink, catalog: Catalog) -> list[str]:
 
 
 def _build_deliver(
+    *,
     settings: Settings,
     database: Database,
     catalog: Catalog,
