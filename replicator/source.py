@@ -157,7 +157,6 @@ class RedisSource:
         """A new run: the connections of earlier ones vouch for nothing. Call while no other thread uses them."""
         self.disconnect()
         self._drop_publisher()
-        self.published.clear()
 
     def close(self) -> None:
         self.disconnect()

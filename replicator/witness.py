@@ -105,16 +105,14 @@ def _another_history(seen: Sighting) -> GapCause | None:
         return wiped or GapCause.DELETED
     if about.group_entry_id is None and seen.published is not None:
         return wiped or GapCause.RECREATED
+    older = GapCause.RESTORED if _group_fits(about) else wiped or GapCause.RECREATED
     if entry_order(about.last_entry_id) < entry_order(position.behind):
-        return GapCause.RESTORED if _group_fits(about) else wiped or GapCause.RECREATED
-    if (
-        about.group_entry_id is not None
-        and seen.published is not None
-        and entry_order(about.group_entry_id) < entry_order(seen.published)
-    ):
-        return GapCause.RESTORED
+        return older
+    group, published = about.group_entry_id, seen.published
+    if group is not None and published is not None and entry_order(group) < entry_order(published):
+        return older
     unread = unread_entries(seen)
-    return GapCause.RECREATED if unread is not None and unread < 0 else None
+    return older if unread is not None and unread < 0 else None
 
 
 def _group_fits(about: StreamDescription) -> bool:
