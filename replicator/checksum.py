@@ -15,7 +15,7 @@ from attrs import frozen
 
 from replicator.column_types import ColumnType, Kind, parse_type
 from replicator.log_columns import GENERIC
-from replicator.schema import TableSchema, literal, quote, quote_clickhouse
+from replicator.schema import TableSchema, quote, quote_clickhouse
 from replicator.typed_text import decimal_text
 
 _LOW_64_BITS = "18446744073709551615::uhugeint"
@@ -134,7 +134,7 @@ def _parts_duckdb(column: HashedColumn) -> tuple[str, ...]:
 
 
 def _parts_clickhouse(column: HashedColumn) -> tuple[str, ...]:
-    text = _CLICKHOUSE.get(column.type.kind, _to_string)(column.type, quote_clickhouse(column.name))
+    text = _CLICKHOUSE.get(column.type.kind, _text_clickhouse)(column.type, quote_clickhouse(column.name))
     if _varies(column.type):
         return f"ifNull(toString(length({text})), '')", "':'", f"ifNull({text}, '')"
     return f"ifNull({text}, '')", "';'"
@@ -161,26 +161,14 @@ def _float_duckdb(column_type: ColumnType, name: str) -> str:
     return f"case when isnan({name}) then 'nan' else {bits} end"
 
 
-def _as_hashed(column_type: ColumnType, name: str) -> str:
-    """The column in the type it is hashed under: the identity unless the table's was widened since."""
-    return f"accurateCast({name}, {literal_type(column_type)})"
-
-
-def literal_type(column_type: ColumnType) -> str:
-    """The Nullable ClickHouse type, as a string constant."""
-    return literal(f"Nullable({column_type.clickhouse})")
-
-
-def _to_string(column_type: ColumnType, name: str) -> str:
-    return f"toString({_as_hashed(column_type, name)})"
-
-
 def _text_clickhouse(_type: ColumnType, name: str) -> str:
     return f"toString({name})"
 
 
 def _decimal_clickhouse(column_type: ColumnType, name: str) -> str:
-    return f"toDecimalString({name}, {column_type.scale})"
+    """At its scale; where the column was widened since and holds more decimals, all of them, to differ."""
+    scale = column_type.scale
+    return f"if({name} = round({name}, {scale}), toDecimalString({name}, {scale}), toString({name}))"
 
 
 def _instant_clickhouse(column_type: ColumnType, name: str) -> str:
@@ -188,8 +176,12 @@ def _instant_clickhouse(column_type: ColumnType, name: str) -> str:
 
 
 def _float_clickhouse(column_type: ColumnType, name: str) -> str:
+    """By its bits; where a FLOAT was widened since and holds more of them, as text, to differ."""
     bits = column_type.bits
-    return f"if(isNaN({name}), 'nan', toString(reinterpretAsUInt{bits}(toFloat{bits}({name}))))"
+    text = f"toString(reinterpretAsUInt{bits}(toFloat{bits}({name})))"
+    if bits == 32:
+        text = f"if(toFloat32({name}) = {name}, {text}, toString({name}))"
+    return f"if(isNaN({name}), 'nan', {text})"
 
 
 def _blob_clickhouse(_type: ColumnType, name: str) -> str:
@@ -205,9 +197,6 @@ _DUCKDB: Mapping[Kind, _Part] = {
     Kind.FLOAT: _float_duckdb,
 }
 _CLICKHOUSE: Mapping[Kind, _Part] = {
-    Kind.VARCHAR: _text_clickhouse,
-    Kind.JSON: _text_clickhouse,
-    Kind.ENUM: _text_clickhouse,
     Kind.DECIMAL: _decimal_clickhouse,
     Kind.TIMESTAMP: _instant_clickhouse,
     Kind.FLOAT: _float_clickhouse,

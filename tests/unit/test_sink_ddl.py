@@ -9,6 +9,7 @@ import pyarrow as pa
 from both_sides_room import EVERYTHING, append, assert_equal_hashes, create, send, wired
 from clickhouse_connect.driver.client import Client
 
+from replicator.checksum import hashed_columns, row_hashes_clickhouse
 from replicator.schema import compare, quote, table_schema
 from replicator.sink import INSERT_SETTINGS
 from replicator.sink_ddl import (
@@ -169,6 +170,22 @@ def test_a_table_grows_and_old_rows_keep_their_values_and_hashes(clickhouse: Cli
     held = [tuple(found) for found in clickhouse.query(f"select {columns} from t order by k").result_rows]
     assert held == ours
     assert clickhouse.command("select toString(last) from t where k = 2") == "2026-01-01 00:00:00.123456789"
+
+
+def test_a_change_beyond_what_the_old_type_held_is_seen_in_a_widened_column(clickhouse: Client, log: Any) -> None:
+    create(clickhouse, FIRST)
+    append(log, FIRST, [OLD])
+    send(clickhouse, log, FIRST)
+    for statement in alter_statements(FIRST, SECOND):
+        clickhouse.command(statement)
+    columns = hashed_columns(FIRST)
+    hashed = row_hashes_clickhouse("t_log", columns, "_offset")
+    seen = clickhouse.query(hashed).result_rows
+    for change in ("d = d + 0.000001", "f = f + 0.0000000000001", "q = q + 0.5", "n = n + 4294967296"):
+        clickhouse.command(f"alter table t_log update {change} where true", settings={"mutations_sync": 1})
+        now_seen = clickhouse.query(hashed).result_rows
+        assert now_seen != seen, change
+        seen = now_seen
 
 
 def test_rows_in_flight_and_replays_are_sent_under_the_schema_they_were_written_under(
