@@ -8,7 +8,6 @@ file whose applied migrations were edited is refused. Never opens the file a sec
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -23,8 +22,9 @@ import pyarrow as pa
 import structlog
 from attrs import define, field, frozen
 
+from replicator import database_errors
 from replicator.database_migrations import migration_checksum, read_migrations
-from replicator.errors import DatabaseUnavailable, LogCorrupt, ReplicatorError
+from replicator.errors import DatabaseUnavailable, LogCorrupt
 from replicator.failpoints import failpoint
 
 HEADER_BYTES = 3 * 4096
@@ -34,8 +34,14 @@ COMMITTED = "COMMIT succeeded and is durable"
 CHECKPOINT_THRESHOLD = "256MB"
 """Removes the 110–450 ms stalls of DuckDB's default of 16 MB. Source: measured on DuckDB 2.0.0."""
 
+ZSTD_NEVER = 1 << 40
+"""DuckDB's zstd unpacks whole vectors, so that reading one of 2,048 texts of 1 MB takes 2 GB: long texts stay as they
+are, and each is read alone. Source: measured on DuckDB 2.0.0."""
 MEMORY_SHARE_MAX = 0.6
 """How much of the machine's memory DuckDB may be given in need. Its own default is 0.8."""
+
+SETTINGS_LEFT = ("memory_limit", "operator_memory_limit")
+"""What may still be set on a locked instance: the first by `Database.relieve`, the second for each reader's query."""
 
 log = structlog.get_logger(__name__)
 
@@ -65,17 +71,31 @@ class DatabaseOptions:
     threads: int | None = None
     memory_mb: int | None = None
     temp_directory: Path | None = None
+    checkpoint_threshold: str = CHECKPOINT_THRESHOLD
+    attachable: Path | None = None
+    """The one directory in which SQL may make and read files: that of the snapshots."""
 
     def as_duckdb(self) -> dict[str, Any]:
         options: dict[str, Any] = {"preserve_insertion_order": True, "autoload_known_extensions": False}
-        options |= {"autoinstall_known_extensions": False, "checkpoint_threshold": CHECKPOINT_THRESHOLD}
+        options |= {"autoinstall_known_extensions": False, "checkpoint_threshold": self.checkpoint_threshold}
         if self.threads:
             options["threads"] = self.threads
         if self.memory_mb:
             options["memory_limit"] = f"{self.memory_mb}MB"
+        options["zstd_min_string_length"] = ZSTD_NEVER
         if self.temp_directory:
             options["temp_directory"] = str(self.temp_directory)
+        options["python_enable_replacements"] = False
         return options
+
+    def locks(self) -> Iterator[str]:
+        """What to set once the file is open, so that no statement on any connection can leave it."""
+        yield "set timezone = 'UTC'"
+        yield f"set allowed_configs = [{', '.join(map(repr, SETTINGS_LEFT))}]"
+        if self.attachable:
+            yield f"set allowed_directories = ['{str(self.attachable).replace(chr(39), chr(39) * 2)}']"
+        yield "set enable_external_access = false"
+        yield "set lock_configuration = true"
 
 
 @define
@@ -112,6 +132,18 @@ class Session:
             return self.cursor().sql(sql, params=parameters or None).to_arrow_table()
 
     @contextmanager
+    def reader(self, sql: str, parameters: dict[str, Any], rows: int) -> Iterator[pa.RecordBatchReader]:
+        """The answer piece by piece, at most ``rows`` at a time. It need not be read to its end."""
+        with self._translated():
+            reader = self.cursor().sql(sql, params=parameters).to_arrow_reader(rows)
+            try:
+                yield reader
+            except OSError as error:  # how Arrow passes on what DuckDB met midway
+                raise database_errors.met_midway(error) from error
+            finally:
+                reader.close()
+
+    @contextmanager
     def relation(self, **tables: pa.Table) -> Iterator[None]:
         """Let SQL see Arrow tables under these names, without a copy, inside the block."""
         cursor = self.cursor()
@@ -137,7 +169,7 @@ class Session:
             except BaseException as error:
                 with suppress(duckdb.Error):  # the failed commit or a fatal error has ended it already
                     cursor.rollback()
-                if _NO_MEMORY.search(str(error)):
+                if database_errors.NO_MEMORY.search(str(error)):
                     self.database.relieve()
                 raise
 
@@ -149,9 +181,9 @@ class Session:
             if COMMITTED not in str(error):
                 raise
             self.database.invalidate(self._generation)
-            if _NO_MEMORY.search(str(error)):
+            if database_errors.NO_MEMORY.search(str(error)):
                 self.database.relieve()
-            log.warning("checkpoint_failed", error=_first_line(error))
+            log.warning("checkpoint_failed", error=database_errors.first_line(error))
 
     def _translated(self) -> AbstractContextManager[None]:
         return translated(self.database, lambda: self._generation)
@@ -205,12 +237,13 @@ class Database:
             self._connection = duckdb.connect(
                 str(path), read_only=self.options.read_only, config=self.options.as_duckdb()
             )
-            self._connection.execute("set timezone = 'UTC'")
+            for setting in self.options.locks():
+                self._connection.execute(setting)
             if self.memory_mb != self.options.memory_mb:
                 self._connection.execute(f"set memory_limit = '{self.memory_mb}MB'")
             _check_whole(path, self._connection)
         except (duckdb.Error, OSError) as error:
-            raise _opening_error(path, error) from error
+            raise database_errors.opening_error(path, error) from error
         self.generation += 1
         self.invalidated = False
 
@@ -333,64 +366,7 @@ def translated(database: Database, generation: Callable[[], int]) -> Iterator[No
         text = str(error)
         if isinstance(error, duckdb.FatalException | duckdb.InternalException) or "has been invalidated" in text:
             database.invalidate(generation())
-        unavailable = _unavailable(database.options.path, error)
-        if unavailable is None:
+        found = database_errors.unavailable(database.options.path, error)
+        if found is None:
             raise
-        raise unavailable from error
-
-
-_DAMAGE = re.compile(r"Could not read enough bytes|[Cc]orrupt|checksum .* does not match")
-_NO_MEMORY = re.compile(r"(?:failed to|could not) (?:pin|allocate)|[Oo]ut of [Mm]emory")
-_STORAGE = (duckdb.IOException, duckdb.ConnectionException, duckdb.FatalException, duckdb.InternalException)
-
-
-def _unavailable(path: Path, error: duckdb.Error) -> ReplicatorError | None:
-    """What the error means for whoever uses the file; None when it is a statement that is wrong."""
-    text, committing = _first_line(error), isinstance(error, duckdb.TransactionException)
-    unnamed = type(error) is duckdb.Error  # what a damaged block is reported as
-    if not (committing or unnamed or isinstance(error, (*_STORAGE, duckdb.OutOfMemoryException))):
-        return None
-    if _DAMAGE.search(text):
-        return LogCorrupt(f"{path} is damaged: {text}", hint="keep the file, then rebuild it with `replicator restore`")
-    if _NO_MEMORY.search(text):
-        hint = "raise [performance] cache_size_mb"
-        return DatabaseUnavailable(f"DuckDB ran out of memory: {text}", hint=hint, code="memory")
-    if isinstance(error, duckdb.FatalException | duckdb.InternalException):
-        hint = "free disk space if it is full; the file is reopened, nothing acknowledged is lost"
-        return DatabaseUnavailable(f"DuckDB gave up on {path}: {text}", hint=hint, code="fatal")
-    if committing and "Could not" not in text:
-        return DatabaseUnavailable(f"transaction conflict: {text}", code="conflict")
-    hint = "check its disk and permissions; free space if it is full"
-    return DatabaseUnavailable(f"cannot use {path}: {text}", hint=hint, code="io")
-
-
-def _opening_error(path: Path, error: Exception) -> ReplicatorError:
-    text = str(error)
-    holder = re.search(r"PID (\d+)", text)
-    if ("lock" in text.lower() and "Conflicting" in text) or "Could not set lock" in text:
-        who = f"process {holder[1]}" if holder else "another process"
-        return DatabaseUnavailable(
-            f"{path} is in use by {who}",
-            hint="one process owns the file: stop that one, or ask it over HTTP",
-            code="locked",
-        )
-    if "not a valid DuckDB" in text or "newer version" in text or "storage version" in text:
-        return LogCorrupt(
-            f"{path} is not a database that DuckDB {duckdb.__version__} can read: {_first_line(error)}",
-            hint="name another path, upgrade, or rebuild it with `replicator restore`",
-        )
-    known = _unavailable(path, error) if isinstance(error, duckdb.Error) else None
-    if known is not None and known.code != "io":
-        return known
-    if isinstance(error, duckdb.IOException | OSError | duckdb.PermissionException):
-        return DatabaseUnavailable(
-            f"cannot open {path}: {_first_line(error)}", hint="check the path and its permissions"
-        )
-    return LogCorrupt(
-        f"{path} cannot be read: {_first_line(error)}",
-        hint="keep the file, then rebuild it with `replicator restore`",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:400] if str(error).strip() else type(error).__name__
+        raise found from error

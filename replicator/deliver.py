@@ -1,7 +1,8 @@
 """Deliver: log to ClickHouse. Scan, prepare, freeze, send, record, advance.
 
 Guarantees: a range is frozen before its first send; data, then ledger, then checkpoint; one lane's trouble never
-delays another's. What an error means is decided in `retry`; what is durable in `ledger`. Never reads Redis.
+delays another's. What an error means is decided in `retry`; what is durable in `ledger`. Never reads Redis, and
+never waits for ClickHouse in its own thread.
 """
 
 from __future__ import annotations
@@ -10,27 +11,31 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 
 import structlog
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
 from replicator.capture import CaptureProgress
-from replicator.database import Session, now, statement
-from replicator.deliver_failure import after_failure
-from replicator.deliver_lane import Circuit, LaneState, Redrive, Segment
-from replicator.deliver_work import Attempt, Outcome, Prepared, Result, Sink, Worker, boot_seconds
-from replicator.errors import OutcomeUnknown, ReplicatorError, SinkUnavailable
+from replicator.database import Session, statement
+from replicator.deliver_failure import stop_lane
+from replicator.deliver_lane import RECOVERY, Circuit, LaneState, Outgoing, Redrive, Segment, Trial
+from replicator.deliver_outcome import take_outcome
+from replicator.deliver_pool import WorkerPool
+from replicator.deliver_record import Recorder, Sent
+from replicator.deliver_work import BATCH_BYTES_MAX, Attempt, Outcome, Worker, boot_seconds
+from replicator.errors import DatabaseUnavailable, LogCorrupt
 from replicator.failpoints import failpoint
 from replicator.lanes import Lane
-from replicator.ledger import Ledger, NewBatch
+from replicator.ledger import Ledger
 from replicator.model import GENERIC_LANE, Batch, BatchLimits, FailedSync
 from replicator.retry import Ladder
-from replicator.sink import LedgerRow
 
 SCAN_OFFSETS_MAX = 2_000_000
 IDLE_SECONDS = 0.2
-TURN_SECONDS_MIN = 0.01
+SCANS_PER_AGE = 5
+"""How often new changes are looked for within the time they may wait."""
+FINISH_SECONDS = 8
 WORKERS = 4
 
 log = structlog.get_logger(__name__)
@@ -40,33 +45,21 @@ log = structlog.get_logger(__name__)
 class DeliverSettings:
     """``lane(name, schema_version)`` is asked for each batch; ``limits`` and ``ladder`` may be reloaded."""
 
-    pipeline: str
-    instance_id: str
     lane: Callable[[str, int], Lane]
     limits: Callable[[], BatchLimits]
     ladder: Callable[[], Ladder]
     paused: Callable[[str], bool]
 
 
-@frozen(kw_only=True)
-class Sent:
-    """A delivered batch whose ledger row and checkpoint are still to be written."""
-
-    state: LaneState
-    batch: Batch
-    outcome: Outcome
-    redrive: Redrive | None = None
-
-
 @define
 class Deliver:
-    """The loop. One thread owns it and all the lane states; workers only prepare and send."""
+    """The loop. One thread owns it and all the lane states; workers read, send, ask and record."""
 
     settings: DeliverSettings
     session: Session
     ledger: Ledger
-    sink: Sink
     worker: Worker
+    recorder: Recorder
     capture: CaptureProgress
     stop: threading.Event
     lanes: dict[str, LaneState] = field(factory=dict)
@@ -77,62 +70,69 @@ class Deliver:
     flush: threading.Event = field(factory=threading.Event)
     """Set to have everything pending sent now, due or not."""
     requests: queue.SimpleQueue[Callable[[], None]] = field(factory=queue.SimpleQueue)
-    """What others want done by this thread between two turns: see `deliver_requests`."""
-    _unrecorded: list[Sent] = field(factory=list)
+    """What others want done in this thread, between two turns. See `deliver_requests`."""
+    pool: WorkerPool = field(factory=lambda: WorkerPool(WORKERS))
+    _scan_at: float = 0.0
     _idle_saved: int = 0
 
     def run(self) -> None:
-        """Until stopped; the batch in flight is finished or abandoned. Raises what no retry mends."""
-        self._load()
-        with ThreadPoolExecutor(WORKERS, thread_name_prefix="deliver-worker") as pool:
+        """Until stopped; what is in flight is finished or abandoned. Raises what no retry mends."""
+        self.pool.start(self._wake)
+        try:
+            self.load()
             while not self.stop.is_set():
                 self.heartbeat_at = time.monotonic()
-                self.step(pool)
+                self.step()
+                self._rest()
             self._finish()
+        finally:
+            self._await_workers()
+            self.pool.dismiss()
 
-    def step(self, pool: ThreadPoolExecutor) -> None:
-        """One turn: take what finished, record it, scan what is new, freeze and send what is due."""
-        while not self.requests.empty():
-            self.requests.get_nowait()()
+    def step(self) -> None:
+        """One turn: take what finished, scan what is new, record, freeze and send what is due."""
         self._take_finished()
-        recorded = self._record()
+        recorded = self._take_recorded()
+        self._take_requests()
         self._scan()
         self._freeze(recorded)
+        self.recorder.write(self.pool)
         for state in self.lanes.values():
-            self._submit(state, pool)
-        self._rest()
+            if not self.settings.paused(state.lane.name):
+                self._submit(state)
 
     # ── start ──
 
-    def _load(self) -> None:
+    def load(self) -> None:
         """Forget everything and ask the log: positions, frozen batches, open outages."""
         self.lanes.clear()
-        self._unrecorded.clear()
-        positions = self.ledger.positions(self.session)
-        for name, position in positions.items():
+        self.recorder.forget()
+        self.ledger.refresh(self.session)
+        for name, position in self.ledger.positions(self.session).items():
             state = self.state(name)
-            state.batched, state.checkpoint = position.batched, max(position.checkpoint, position.batched)
-            state.scanned = state.checkpoint
+            state.batched, state.stored = position.batched, True
+            state.scanned = state.checkpoint = max(position.checkpoint, position.batched)
+        self.scanned = self._idle_saved = min((state.scanned for state in self.lanes.values()), default=0)
         for batch in self.ledger.undelivered(self.session):
             state = self.state(batch.lane, batch.schema_version)
             state.frozen.append(batch)
-            state.ask_first = True
+            state.trials[batch.batch_id] = Trial(ask_first=True)
             state.checkpoint = min(state.checkpoint, batch.offsets.first - 1)
         for failed in self.ledger.open_failures(self.session):
             if failed.reason == "outage":
-                self.add_redrive(failed, requested_by="recovery")
+                self.add_redrive(failed)
                 self.state(failed.lane).circuit = Circuit.OPEN
-        self.scanned = min((state.scanned for state in self.lanes.values()), default=0)
         self.state(GENERIC_LANE)
 
     def state(self, name: str, schema_version: int | None = None) -> LaneState:
-        """The lane's state, made on first use."""
+        """The lane's state. A lane met for the first time has nothing up to where the log is scanned."""
         if name not in self.lanes:
-            self.lanes[name] = LaneState(lane=self.settings.lane(name, schema_version or 0))
+            lane = self.settings.lane(name, schema_version or 0)
+            self.lanes[name] = LaneState(lane=lane, checkpoint=self.scanned, scanned=self.scanned)
         return self.lanes[name]
 
-    def add_redrive(self, failed: FailedSync, *, requested_by: str) -> None:
-        """Have a parked range sent again, beside the main path."""
+    def add_redrive(self, failed: FailedSync, *, requested_by: str = RECOVERY, first: bool = False) -> None:
+        """Have a parked range sent again, beside the main path; it may stand in the sink already, so that is asked."""
         lane = self.settings.lane(failed.lane, failed.schema_version)
         prepared = self.worker.prepare(lane, failed.offsets, lane.schema_version)
         batch = Batch(
@@ -144,16 +144,24 @@ class Deliver:
             schema_version=lane.schema_version,
             send_seq=self.ledger.next_send(self.session),
         )
-        self.state(failed.lane).redrives.append(Redrive(failed=failed, batch=batch, requested_by=requested_by))
+        state = self.state(failed.lane)
+        state.trials[batch.batch_id] = Trial(ask_first=True)
+        redrive = Redrive(failed=failed, batch=batch, requested_by=requested_by)
+        (state.redrives.appendleft if first else state.redrives.append)(redrive)
+
+    def _take_requests(self) -> None:
+        while not self.requests.empty():
+            self.requests.get()()
 
     # ── scan ──
 
     def _scan(self) -> None:
         """Count the changes that are new since the last scan, per lane and window. Each offset is scanned once."""
-        head = self.capture.released_head
-        if self.scanned >= head:
+        head, limits = self.capture.released_head, self.settings.limits()
+        due = time.monotonic() >= self._scan_at or head - self.scanned >= limits.rows_max or self.flush.is_set()
+        if self.scanned >= head or not due:
             return
-        limits = self.settings.limits()
+        self._scan_at = time.monotonic() + min(IDLE_SECONDS, limits.age_seconds_max / SCANS_PER_AGE)
         window = max(1, limits.rows_max // 4)
         end = min(head, self.scanned + SCAN_OFFSETS_MAX)
         rows = self.session.rows(statement("deliver/scan"), {"after": self.scanned, "through": end, "window": window})
@@ -169,195 +177,212 @@ class Deliver:
 
     def _freeze(self, recorded: Sequence[Sent]) -> None:
         """One transaction: what was recorded is delivered, idle lanes follow the head, prepared ranges are frozen."""
-        ready = [s for s in self.lanes.values() if s.prepared and not s.frozen and self._may_send(s)]
-        idle = self._idle_positions(force=bool(recorded or ready))
+        ready = [s for s in self.lanes.values() if self._may_freeze(s)]
         delivered = [sent.batch for sent in recorded if sent.redrive is None]
+        idle = self._idle_positions(force=bool(ready or delivered))
         if not (ready or idle or delivered):
             return
         failpoint("checkpoint.before")
-        frozen = [_new_batch(state.prepared) for state in ready if state.prepared]
+        frozen = [state.prepared.as_new_batch() for state in ready if state.prepared]
         batches = self.ledger.advance(self.session, delivered=delivered, idle=idle, frozen=frozen)
         failpoint("checkpoint.after")
         for sent in recorded:
             if sent.redrive is None:
                 sent.state.checkpoint = sent.batch.offsets.last
         for name, offset in idle.items():
-            self.lanes[name].checkpoint = offset
+            self.lanes[name].checkpoint, self.lanes[name].stored = offset, True
         for state, batch in zip(ready, batches, strict=True):
             state.frozen.append(batch)
+            state.parked_rows = 0
         if batches:
             failpoint("freeze.after")
 
+    def _may_freeze(self, state: LaneState) -> bool:
+        free = state.prepared is not None and not state.frozen and not self.recorder.holds(state)
+        return free and state.may_send(time.monotonic()) and not self.settings.paused(state.lane.name)
+
     def _idle_positions(self, *, force: bool) -> dict[str, int]:
-        """Lanes without anything pending stand at the scanned head; saved with other work, or when it has grown far."""
+        """Lanes with nothing pending stand at the scanned head; saved with other work, or when it has grown far.
+
+        A lane that the file does not know is saved as it stands: at a restart the log is scanned from the hindmost.
+        """
         if not force and self.scanned - self._idle_saved < SCAN_OFFSETS_MAX:
             return {}
         self._idle_saved = self.scanned
-        return {
-            name: self.scanned
-            for name, s in self.lanes.items()
-            if not (s.segments or s.frozen or s.prepared or s.preparing) and s.checkpoint < self.scanned
-        }
+        positions = {}
+        for name, state in self.lanes.items():
+            if state.idle and not self.recorder.holds(state) and state.checkpoint < self.scanned:
+                positions[name] = self.scanned
+            elif not state.stored:
+                positions[name] = state.checkpoint
+        return positions
 
     # ── send ──
 
-    def _may_send(self, state: LaneState) -> bool:
-        tried_again = not state.stopped_reason or time.monotonic() >= state.try_at
-        return state.circuit is Circuit.CLOSED and tried_again and not self.settings.paused(state.lane.name)
-
-    def _submit(self, state: LaneState, pool: ThreadPoolExecutor) -> None:
-        """Give the lane's next work to the pool: a redrive, its frozen batch, and the preparing of the range behind it."""
-        if state.sending is None and time.monotonic() >= state.try_at and not self.settings.paused(state.lane.name):
+    def _submit(self, state: LaneState) -> None:
+        """Give the lane's next work to a worker: a redrive, its frozen batch, and the preparing of the range behind it."""
+        clock = time.monotonic()
+        if state.sending is None and clock >= state.try_at:
             if state.redrives:
-                state.redriving = state.redrives[0]
-                self._send(state, state.redrives[0].batch, None, pool)
-            elif state.frozen and self._may_send(state):
-                self._send(state, state.frozen[0], state.prepared, pool)
-                if state.prepared and state.prepared.offsets == state.frozen[0].offsets:
-                    state.prepared = None
-        if state.preparing is None and state.prepared is None and len(state.frozen) < 2 and self._may_send(state):
-            limits = self.settings.limits()
-            if state.due(limits, time.time()) or (self.flush.is_set() and state.segments):
-                cut = state.cut(limits)
-                lane = self.settings.lane(state.lane.name, cut.schema_version)
-                state.preparing = pool.submit(self.worker.prepare, lane, cut.offsets, cut.schema_version)
+                self._send(state, state.redrives[0].batch, state.redrives[0])
+            elif state.frozen and state.may_send(clock):
+                self._send(state, state.frozen[0], None)
+        if state.preparing is None and state.prepared is None and len(state.frozen) < 2 and state.may_send(clock):
+            self._prepare(state)
 
-    def _send(self, state: LaneState, batch: Batch, prepared: Prepared | None, pool: ThreadPoolExecutor) -> None:
-        state.in_doubt_since = state.in_doubt_since or (0.0 if state.ask_first else boot_seconds())
+    def _prepare(self, state: LaneState) -> None:
+        limits = self.settings.limits()
+        due_at = state.due_at(limits)
+        if due_at is None or not (due_at <= time.time() or self.flush.is_set()):
+            return
+        cut = state.cut(limits)
+        lane = self.settings.lane(state.lane.name, cut.schema_version)
+        state.preparing = self.pool.submit(
+            lambda: self.worker.prepare(lane, cut.offsets, cut.schema_version, BATCH_BYTES_MAX)
+        )
+
+    def _send(self, state: LaneState, batch: Batch, redrive: Redrive | None) -> None:
+        trial, prepared = state.trial(batch), None
+        if redrive is None and state.prepared is not None and state.prepared.offsets == batch.offsets:
+            prepared, state.prepared = state.prepared, None
         attempt = Attempt(
             lane=self.settings.lane(batch.lane, batch.schema_version),
             batch=batch,
-            prepared=prepared if prepared and prepared.offsets == batch.offsets else None,
-            number=state.retries + 1,
-            ask_first=state.ask_first,
-            in_doubt_since=state.in_doubt_since,
+            prepared=prepared,
+            number=trial.retries + 1,
+            ask_first=trial.ask_first,
+            first_sent_at=trial.first_sent_at,
         )
-        state.sending = pool.submit(self.worker.attempt, attempt)
+        if not trial.ask_first:
+            trial.first_sent_at = trial.first_sent_at or boot_seconds()
+        self.send_off(state, batch, redrive, lambda: self.worker.attempt(attempt))
+
+    def send_off(self, state: LaneState, batch: Batch, redrive: Redrive | None, task: Callable[[], Outcome]) -> None:
+        """Have a worker do something with a batch; `take_outcome` takes what came of it."""
+        assert state.sending is None
+        state.sending = Outgoing(batch=batch, future=self.pool.submit(task), redrive=redrive)
 
     # ── results ──
 
     def _take_finished(self) -> None:
         for state in self.lanes.values():
-            if state.preparing is not None and state.preparing.done():
-                finished, state.preparing = state.preparing, None
-                state.prepared = finished.result()
-            if state.sending is not None and state.sending.done():
-                done, state.sending = state.sending, None
-                self._take_outcome(state, done.result())
+            try:
+                if state.preparing is not None and state.preparing.done():
+                    self._take_prepared(state)
+                if state.sending is not None and state.sending.future.done():
+                    outgoing, state.sending = state.sending, None
+                    take_outcome(self, state, outgoing.batch, outgoing.redrive, outgoing.future.result())
+            except (LogCorrupt, DatabaseUnavailable):
+                raise
+            except Exception as error:  # a fault of ours in one lane must not stop the others
+                log.exception("lane_failed", lane=state.lane.name)
+                stop_lane(self, state, error)
 
-    def _take_outcome(self, state: LaneState, outcome: Outcome) -> None:
-        redrive, state.redriving = state.redriving, None
-        batch = redrive.batch if redrive else state.frozen[0]
-        if outcome.result in (Result.DELIVERED, Result.HELD):
-            if redrive:
-                state.redrives.popleft()
-            else:
-                state.frozen.popleft()
-            state.sent()
-            self._unrecorded.append(Sent(state=state, batch=batch, outcome=outcome, redrive=redrive))
-        elif outcome.result is Result.NEEDS_NEW_SEND:
-            state.ask_first, state.in_doubt_since = False, 0.0
-            renewed = self._renewed(batch, redrive)
-            if redrive:
-                state.redrives[0] = evolve(redrive, batch=renewed)
-            else:
-                state.frozen[0] = renewed
-        elif outcome.error is not None:
-            after_failure(self, state, batch, redrive, outcome.error)
-
-    def _renewed(self, batch: Batch, redrive: Redrive | None) -> Batch:
-        if redrive:
-            return evolve(batch, send_seq=self.ledger.next_send(self.session))
-        return self.ledger.renew(self.session, batch)
-
-    def _record(self) -> list[Sent]:
-        """Write the ledger rows of everything delivered since, in one insert. On an outage they wait for the next turn."""
-        sent = self._unrecorded
-        if not sent or any(s.state.try_at > time.monotonic() for s in sent):
-            return []
-        failpoint("ledger.before")
+    def _take_prepared(self, state: LaneState) -> None:
+        preparing, state.preparing = state.preparing, None
+        assert preparing is not None and state.cutting is not None
         try:
-            self.sink.record([self.ledger_row(s.batch, "delivered", s.outcome.query_id) for s in sent])
-        except (SinkUnavailable, OutcomeUnknown) as error:
-            self._hold_back(sent, error)
-            return []
-        failpoint("ledger.after")
-        self._unrecorded = []
-        for s in sent:
-            self.delivered_rows += s.batch.row_count
+            prepared = preparing.result()
+        except Exception as error:
+            state.put_back(state.cutting.offsets.first - 1, 0)
+            if not isinstance(error, DatabaseUnavailable):
+                raise
+            state.last_error = str(error)
+            state.try_at = time.monotonic() + self.settings.ladder().waits_seconds[0]
+            return
+        state.put_back(prepared.offsets.last, prepared.table.num_rows)
+        state.prepared = prepared
+
+    def _take_recorded(self) -> list[Sent]:
+        recorded = self.recorder.take(self.settings.ladder())
+        for sent in recorded:
+            self.delivered_rows += sent.batch.row_count
             self.delivered_batches += 1
-            if s.redrive is not None:
-                self.ledger.resolve(self.session, s.redrive.failed)
-            log.info("batch_delivered", lane=s.batch.lane, offsets=str(s.batch.offsets), rows=s.batch.row_count)
-        return sent
-
-    def _hold_back(self, sent: Sequence[Sent], error: ReplicatorError) -> None:
-        ladder = self.settings.ladder()
-        for s in sent:
-            s.state.try_at = time.monotonic() + min(ladder.waits_seconds)
-            s.state.last_error = str(error)
-        log.warning("ledger_not_written", error=str(error))
-
-    def ledger_row(self, batch: Batch, status: str, query_id: str) -> LedgerRow:
-        return LedgerRow(
-            pipeline=self.settings.pipeline,
-            table_name=batch.lane,
-            first_offset=batch.offsets.first,
-            last_offset=batch.offsets.last,
-            row_count=batch.row_count if status == "delivered" else 0,
-            checksum=str(batch.checksum),
-            status=status,
-            send_seq=batch.send_seq,
-            timeline=self.worker.timeline(),
-            instance_id=self.settings.instance_id,
-            query_id=query_id,
-            delivered_at=now(),
-        )
+            if sent.redrive is not None:
+                self.ledger.resolve(self.session, sent.redrive.failed)
+            log.info(
+                "batch_delivered",
+                lane=sent.batch.lane,
+                offsets=str(sent.batch.offsets),
+                rows=sent.batch.row_count,
+                redrive=sent.redrive is not None,
+            )
+        return recorded
 
     # ── waiting ──
 
+    def _wake(self) -> None:
+        with self.capture.appended:
+            self.capture.appended.notify_all()
+
+    def _busy(self) -> list[Future[object]]:
+        each = [
+            f for s in self.lanes.values() for f in (s.preparing, s.sending and s.sending.future, self.recorder.busy)
+        ]
+        return [future for future in each if future is not None]
+
     def _rest(self) -> None:
-        """Wait for a worker, for new changes, or for the time at which something is due; never longer than a moment."""
-        busy: list[Future[object]] = [f for s in self.lanes.values() for f in (s.preparing, s.sending) if f is not None]
-        if busy:
-            wait(busy, timeout=IDLE_SECONDS, return_when=FIRST_COMPLETED)
-            return
-        self.stop.wait(TURN_SECONDS_MIN)
-        if any(s.prepared and not s.frozen and self._may_send(s) for s in self.lanes.values()):
-            return
+        """Wait for a worker, or for the time at which something is due; never longer than a moment."""
         if self.flush.is_set() and self.quiet:
             self.flush.clear()
+        until = time.monotonic() + self._patience()
         with self.capture.appended:
-            if self.capture.released_head <= self.scanned:
-                self.capture.appended.wait(self._patience())
+            while not (self.stop.is_set() or any(f.done() for f in self._busy()) or not self.requests.empty()):
+                remaining = until - time.monotonic()
+                if self.capture.released_head > self.scanned:
+                    remaining = min(remaining, self._scan_at - time.monotonic())
+                if remaining <= 0:
+                    return
+                self.capture.appended.wait(remaining)
 
     def _patience(self) -> float:
-        """Seconds until the next pending change is due, within what an idle loop may sleep."""
-        age = self.settings.limits().age_seconds_max
-        due = [s.oldest_at + age - time.time() for s in self.lanes.values() if s.oldest_at is not None]
-        return min(IDLE_SECONDS, max(TURN_SECONDS_MIN, min(due, default=IDLE_SECONDS)))
+        """Seconds until a lane may go on, within what an idle loop may sleep."""
+        clock, wall, limits = time.monotonic(), time.time(), self.settings.limits()
+        waits = [IDLE_SECONDS]
+        for state in self.lanes.values():
+            if self.settings.paused(state.lane.name) or state.sending is not None:
+                continue
+            if state.try_at > clock:
+                waits.append(state.try_at - clock)
+                continue
+            cutting = state.preparing is None and state.prepared is None and len(state.frozen) < 2
+            due_at = state.due_at(limits) if cutting and state.may_send(clock) else None
+            if due_at is not None:
+                waits.append(due_at - wall)
+            if self._may_freeze(state) or (state.frozen and state.may_send(clock)) or state.redrives:
+                waits.append(0.0)
+        return max(0.0, min(waits))
 
     def _finish(self) -> None:
-        """Give the batch in flight a few seconds; what is not recorded then is settled at the next start."""
-        busy = [s.sending for s in self.lanes.values() if s.sending is not None]
-        wait(busy, timeout=8)
-        self._take_finished()
-        recorded = self._record()
-        if recorded:
-            self.ledger.advance(
-                self.session, delivered=[s.batch for s in recorded if not s.redrive], idle={}, frozen=[]
-            )
+        """Give what is in flight a few seconds; what is not recorded then is settled at the next start."""
+        deadline = time.monotonic() + FINISH_SECONDS
+        while self._busy() and time.monotonic() < deadline:
+            wait(self._busy(), timeout=deadline - time.monotonic())
+            self._take_finished()
+            recorded = self._take_recorded()
+            delivered = [sent.batch for sent in recorded if sent.redrive is None]
+            if delivered:
+                self.ledger.advance(self.session, delivered=delivered, idle={}, frozen=[])
+            self.recorder.write(self.pool)
+
+    def _await_workers(self) -> None:
+        """After an error nothing may be asked about a batch while a worker of before may still send it."""
+        while self._busy() and not self.stop.is_set():
+            wait(self._busy(), timeout=IDLE_SECONDS)
+            if all(future.done() for future in self._busy()):
+                return
 
     # ── what others may ask ──
 
     @property
     def quiet(self) -> bool:
         """Whether nothing that may be sent is waiting, in flight or unrecorded."""
+        clock = time.monotonic()
         waiting = any(
-            s.sending or s.preparing or (self._may_send(s) and (s.segments or s.frozen or s.prepared))
-            for s in self.lanes.values()
+            s.sending or s.preparing or (s.may_send(clock) and not self.settings.paused(s.lane.name) and not s.idle)
+            for s in list(self.lanes.values())
         )
-        return not waiting and not self._unrecorded
+        return not waiting and not self.recorder.waiting and self.scanned >= self.capture.released_head
 
     @property
     def checkpoint(self) -> int:
@@ -365,16 +390,6 @@ class Deliver:
         return min((self._standing(s) for s in list(self.lanes.values())), default=self.scanned)
 
     def _standing(self, state: LaneState) -> int:
-        quiet = not (state.segments or state.frozen or state.prepared or state.preparing or state.sending)
-        unrecorded = any(sent.state is state for sent in self._unrecorded)
-        return max(state.checkpoint, self.scanned) if quiet and not unrecorded else state.checkpoint
-
-
-def _new_batch(prepared: Prepared) -> NewBatch:
-    return NewBatch(
-        lane=prepared.lane,
-        offsets=prepared.offsets,
-        row_count=prepared.table.num_rows,
-        checksum=prepared.checksum,
-        schema_version=prepared.schema_version,
-    )
+        scanned = self.scanned
+        quiet = state.idle and not self.recorder.holds(state)
+        return max(state.checkpoint, scanned) if quiet else state.checkpoint

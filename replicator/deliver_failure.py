@@ -1,7 +1,7 @@
 """What deliver does when an attempt failed: wait, ask, split, park, stop. The decision itself is `retry`'s.
 
 Guarantees: a batch leaves the main path only into ``failed_syncs``; a parked range that the sink refused gets its
-ledger row before the checkpoint passes it, so that the ledger's union stays whole.
+ledger row before the checkpoint passes it, so that the ledger's union stays whole. Never talks to ClickHouse itself.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 import structlog
 
 from replicator.deliver_lane import Circuit, LaneState, Redrive
-from replicator.errors import LogCorrupt, ReplicatorError
+from replicator.deliver_work import Bisection, Outcome
+from replicator.errors import ReplicatorError, SinkRejected
 from replicator.failpoints import failpoint
-from replicator.ledger import NewBatch
-from replicator.model import Batch, Failure, OffsetRange, ParkReason
+from replicator.model import Batch, Failure, ParkReason
 from replicator.retry import Decision, decide
 
 if TYPE_CHECKING:
     from replicator.deliver import Deliver
 
-SPLIT_PARKED_MAX = 1_000
+PARKED_ROWS_MAX = 1_000
 """A batch that has had so many rows parked is no case of a few bad rows: its table stops."""
 
 log = structlog.get_logger(__name__)
@@ -31,9 +31,10 @@ def after_failure(
     deliver: Deliver, state: LaneState, batch: Batch, redrive: Redrive | None, error: ReplicatorError
 ) -> None:
     """Decide and act on one failed attempt."""
-    state.repeats = state.repeats + 1 if str(error) == state.last_error else 0
-    state.last_error = str(error)
-    decision = decide(error, repeats=state.repeats)
+    trial = state.trial(batch)
+    trial.repeats = trial.repeats + 1 if str(error) == trial.error else 0
+    trial.error = state.last_error = str(error)
+    decision = decide(error, repeats=trial.repeats)
     log.warning(
         "batch_failed",
         lane=batch.lane,
@@ -42,109 +43,120 @@ def after_failure(
         decision=decision,
         error=str(error),
     )
-    if redrive is not None:
-        _redrive_failed(deliver, state, redrive, error, decision)
-    elif decision in (Decision.WAIT, Decision.ASK):
-        state.ask_first = state.ask_first or decision is Decision.ASK
-        _wait_or_park(deliver, state, batch, error)
+    trial.ask_first = trial.ask_first or decision is Decision.ASK
+    ladder = deliver.settings.ladder()
+    if decision is Decision.AGAIN:
+        state.try_at = time.monotonic() + ladder.waits_seconds[0]
     elif decision is Decision.SPLIT:
-        _split_or_park(deliver, state, batch, error)
+        _bisect(deliver, state, batch, redrive, error)
+    elif redrive is not None:
+        _redrive_failed(deliver, state, redrive, error)
+        if decision in (Decision.STOP, Decision.STOP_TABLE):
+            stop_lane(deliver, state, error)
+    elif decision in (Decision.WAIT, Decision.ASK):
+        _wait_or_park(deliver, state, batch, error)
     else:
         stop_lane(deliver, state, error)
 
 
-def stop_lane(deliver: Deliver, state: LaneState, error: ReplicatorError) -> None:
+def stop_lane(deliver: Deliver, state: LaneState, error: Exception) -> None:
     """The lane waits for the operator; it is tried again at the ladder's last rung, for the cause may be mended."""
-    state.stopped_reason = str(error)
+    state.stopped_reason = state.last_error = str(error)
     state.try_at = time.monotonic() + deliver.settings.ladder().last_seconds
     log.error("lane_stopped", lane=state.lane.name, error=str(error))
 
 
+# ── outage ──
+
+
 def _wait_or_park(deliver: Deliver, state: LaneState, batch: Batch, error: ReplicatorError) -> None:
-    wait_seconds = deliver.settings.ladder().wait_seconds(state.retries)
+    trial = state.trial(batch)
+    wait_seconds = deliver.settings.ladder().wait_seconds(trial.retries)
     if wait_seconds is not None:
-        state.retries += 1
+        trial.retries += 1
         state.try_at = time.monotonic() + wait_seconds
         return
-    deliver.ledger.park(deliver.session, batch, _failure(ParkReason.OUTAGE, error, state.retries + 1))
+    deliver.ledger.park(deliver.session, batch, _failure(ParkReason.OUTAGE, error, trial.retries + 1))
     failpoint("park.after")
-    state.frozen.popleft()
-    state.checkpoint = batch.offsets.last
-    _open_circuit(deliver, state)
+    _off_the_main_path(state, batch)
+    state.circuit = Circuit.OPEN
+    state.try_at = time.monotonic() + deliver.settings.ladder().last_seconds
+    log.error("circuit_opened", lane=batch.lane, error=state.last_error)
     for failed in deliver.ledger.open_failures(deliver.session, batch.lane):
         if failed.offsets == batch.offsets:
-            deliver.add_redrive(failed, requested_by="recovery")
+            deliver.add_redrive(failed)
 
 
-def _open_circuit(deliver: Deliver, state: LaneState) -> None:
-    """From now on only the parked batch goes out, as a probe at the last rung, until it succeeds."""
-    state.circuit = Circuit.OPEN
-    state.retries = 0
-    state.try_at = time.monotonic() + deliver.settings.ladder().last_seconds
-    log.error("circuit_opened", lane=state.lane.name, error=state.last_error)
-
-
-def _redrive_failed(
-    deliver: Deliver, state: LaneState, redrive: Redrive, error: ReplicatorError, decision: Decision
-) -> None:
-    """A redrive that fails stays parked. As the probe of an open circuit it is tried again; otherwise it was one try."""
-    state.ask_first = decision is Decision.ASK
-    state.try_at = time.monotonic() + deliver.settings.ladder().last_seconds
-    failure = _failure(redrive.failed.reason, error, redrive.failed.attempts + 1)
-    deliver.ledger.failed_again(deliver.session, redrive.failed, failure)
-    if decision is Decision.SPLIT or state.circuit is Circuit.CLOSED:
-        state.redrives.popleft()
-        state.ask_first, state.try_at = False, 0.0
-        state.circuit = Circuit.CLOSED
-
-
-def _split_or_park(deliver: Deliver, state: LaneState, batch: Batch, error: ReplicatorError) -> None:
-    if deliver.worker.rows_stand(state.lane, batch):
-        return stop_lane(deliver, state, error)
-    if batch.row_count > 1:
-        children = _halves(deliver, batch)
-        state.frozen.popleft()
-        state.frozen.extendleft(reversed(deliver.ledger.split(deliver.session, batch, children)))
-        failpoint("bisect.between_children")
-        state.ask_first, state.in_doubt_since, state.repeats = False, 0.0, 0
-        return None
-    if state.split_rows >= SPLIT_PARKED_MAX:
-        return stop_lane(deliver, state, error)
-    deliver.sink.record([deliver.ledger_row(batch, "parked", "")])
-    deliver.ledger.park(deliver.session, batch, _failure(ParkReason.REJECTED, error, state.retries + 1))
-    failpoint("park.after")
+def _off_the_main_path(state: LaneState, batch: Batch) -> None:
+    assert state.frozen[0] is batch
     state.frozen.popleft()
     state.checkpoint = batch.offsets.last
-    state.split_rows += 1
-    state.sent()
-    return None
+    state.settled(batch)
 
 
-def _halves(deliver: Deliver, batch: Batch) -> list[NewBatch]:
-    """The batch as two, with about half of its rows each, contiguous in offsets."""
-    lane = deliver.settings.lane(batch.lane, batch.schema_version)
-    whole = deliver.worker.prepare(lane, batch.offsets, batch.schema_version)
-    offsets = whole.table[lane.offset_column]
-    if len(offsets) != batch.row_count:
-        raise LogCorrupt(
-            f"offsets {batch.offsets} of {batch.lane} held {batch.row_count} rows and now hold {len(offsets)}"
-        )
-    middle = offsets[batch.row_count // 2 - 1].as_py()
-    ranges = (
-        OffsetRange(first=batch.offsets.first, last=middle),
-        OffsetRange(first=middle + 1, last=batch.offsets.last),
+def _redrive_failed(deliver: Deliver, state: LaneState, redrive: Redrive, error: ReplicatorError) -> None:
+    """A redrive that fails stays parked. The probe of an open circuit is tried again; an operator's was one try."""
+    failure = _failure(redrive.failed.reason, error, redrive.failed.attempts + 1)
+    deliver.ledger.failed_again(deliver.session, redrive.failed, failure)
+    if redrive.is_probe:
+        state.try_at = time.monotonic() + deliver.settings.ladder().last_seconds
+    else:
+        _done_with(state, redrive)
+
+
+def _done_with(state: LaneState, redrive: Redrive) -> None:
+    state.redrives.remove(redrive)
+    state.settled(redrive.batch)
+
+
+# ── poison ──
+
+
+def _bisect(deliver: Deliver, state: LaneState, batch: Batch, redrive: Redrive | None, error: ReplicatorError) -> None:
+    """Have a worker look for what is at fault; `after_bisection` takes its answer."""
+    within = state.parked_rows < PARKED_ROWS_MAX
+    bisection = Bisection(
+        lane=deliver.settings.lane(batch.lane, batch.schema_version),
+        batch=batch,
+        error=error,
+        parked_row=deliver.recorder.row(batch, "parked", "") if within else None,
     )
-    halves = (deliver.worker.prepare(lane, offsets, batch.schema_version) for offsets in ranges)
-    return [
-        NewBatch(
-            lane=half.lane,
-            offsets=half.offsets,
-            row_count=half.table.num_rows,
-            checksum=half.checksum,
-            schema_version=half.schema_version,
-        )
-        for half in halves
-    ]
+    deliver.send_off(state, batch, redrive, lambda: deliver.worker.bisect(bisection))
+
+
+def after_halving(deliver: Deliver, state: LaneState, batch: Batch, redrive: Redrive | None, found: Outcome) -> None:
+    """The children take the refused batch's place, in one transaction, each with its own token."""
+    if redrive is not None:
+        _done_with(state, redrive)
+        for part in reversed(deliver.ledger.split_failed(deliver.session, redrive.failed, found.halves)):
+            deliver.add_redrive(part, requested_by=redrive.requested_by, first=True)
+    else:
+        assert state.frozen[0] is batch
+        children = deliver.ledger.split(deliver.session, batch, found.halves)
+        state.frozen.popleft()
+        state.settled(batch)
+        state.frozen.extendleft(reversed(children))
+    failpoint("bisect.between_children")
+    state.answered()
+
+
+def after_finding(deliver: Deliver, state: LaneState, batch: Batch, redrive: Redrive | None, found: Outcome) -> None:
+    """One row is at fault: it is parked with a copy, and the others go on; but not for ever."""
+    assert found.error is not None
+    failure = _failure(ParkReason.REJECTED, found.error, state.trial(batch).retries + 1)
+    if redrive is not None:
+        deliver.ledger.reject_failed(deliver.session, redrive.failed, failure)
+        _done_with(state, redrive)
+        state.answered()
+    elif state.parked_rows >= PARKED_ROWS_MAX:
+        reason = f"{state.parked_rows} rows of one batch are parked and more are refused: {found.error.message}"
+        stop_lane(deliver, state, SinkRejected(reason, hint="mend the table; `failed list` shows the rows"))
+    else:
+        deliver.ledger.park(deliver.session, batch, failure)
+        failpoint("park.after")
+        _off_the_main_path(state, batch)
+        state.parked_rows += 1
+        state.answered()
 
 
 def _failure(reason: ParkReason, error: ReplicatorError, attempts: int) -> Failure:

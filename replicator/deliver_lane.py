@@ -1,7 +1,7 @@
 """One lane's bookkeeping while delivering: what waits, what is frozen, when it may be tried again. No I/O.
 
 Guarantees: batches of a lane are contiguous (first = previous last + 1), never exceed the row limit and never span
-a schema version.
+a schema version; what is known of a batch's tries is kept per batch, never mixed with another's.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from replicator.model import Batch, BatchLimits, FailedSync, OffsetRange
 
 if TYPE_CHECKING:
     from replicator.deliver_work import Outcome, Prepared
-
-SEGMENTS_PER_BATCH = 4
 
 
 class Circuit(StrEnum):
@@ -58,6 +56,37 @@ class Redrive:
     batch: Batch
     requested_by: str
 
+    @property
+    def is_probe(self) -> bool:
+        """Whether it is deliver's own, tried until it succeeds; an operator's is tried once."""
+        return self.requested_by == RECOVERY
+
+
+RECOVERY = "recovery"
+
+
+@define
+class Trial:
+    """What is known of the tries of one batch."""
+
+    retries: int = 0
+    repeats: int = 0
+    """How often the last error has come in the same words."""
+    error: str = ""
+    ask_first: bool = False
+    """What became of an earlier send is not known."""
+    first_sent_at: float = 0.0
+    """On the clock of `boot_seconds`; 0 when by another process, if at all."""
+
+
+@frozen(kw_only=True)
+class Outgoing:
+    """What a worker is sending or bisecting: a frozen batch, or a redrive's."""
+
+    batch: Batch
+    future: Future[Outcome]
+    redrive: Redrive | None = None
+
 
 @define
 class LaneState:
@@ -67,28 +96,27 @@ class LaneState:
     batched: int = 0
     """End of the last frozen or parked batch: the next one begins behind it."""
     checkpoint: int = 0
+    stored: bool = False
+    """Whether the file has a checkpoint of this lane."""
     scanned: int = 0
     segments: deque[Segment] = field(factory=deque)
     frozen: deque[Batch] = field(factory=deque)
     redrives: deque[Redrive] = field(factory=deque)
-    prepared: Prepared | None = None
-    """The next range, read and hashed but not frozen."""
+    trials: dict[str, Trial] = field(factory=dict)
+    cutting: Cut | None = None
+    """What is being prepared."""
     preparing: Future[Prepared] | None = None
-    sending: Future[Outcome] | None = None
-    redriving: Redrive | None = None
-    """What ``sending`` sends, when it is a redrive."""
-    retries: int = 0
-    repeats: int = 0
+    prepared: Prepared | None = None
+    """The next range, read and hashed but not frozen; or the frozen batch at the head, not sent yet."""
+    sending: Outgoing | None = None
     last_error: str = ""
     try_at: float = 0.0
     circuit: Circuit = Circuit.CLOSED
     stopped_reason: str = ""
-    ask_first: bool = False
-    """What became of the batch at the head of ``frozen`` is not known."""
-    in_doubt_since: float = 0.0
-    """When that batch was first sent, on the clock of `boot_seconds`; 0 when by another process."""
-    split_rows: int = 0
-    """Rows parked from the batch that is being bisected."""
+    parked_rows: int = 0
+    """Rows parked of the batch that is being bisected."""
+
+    # ── what is pending ──
 
     def add(self, segment: Segment, *, merge_below: int) -> None:
         """Append pending changes; small neighbours of one version are joined."""
@@ -109,12 +137,14 @@ class LaneState:
     def oldest_at(self) -> float | None:
         return self.segments[0].oldest_at if self.segments else None
 
-    def due(self, limits: BatchLimits, clock: float) -> bool:
-        """Whether the next batch is to be cut: it is full, or its oldest change has waited long enough."""
+    def due_at(self, limits: BatchLimits) -> float | None:
+        """When the next batch is to be cut, epoch seconds: at once when it is full; None when nothing is pending."""
         if not self.segments:
-            return False
-        full = len(self.segments) > 1 or self.segments[0].rows >= limits.rows_max * 3 // 4
-        return full or clock - self.segments[0].oldest_at >= limits.age_seconds_max
+            return None
+        first = self.segments[0]
+        ends_here = any(segment.schema_version != first.schema_version for segment in self.segments)
+        full = ends_here or self.pending_rows >= limits.rows_max
+        return 0.0 if full else first.oldest_at + limits.age_seconds_max
 
     def cut(self, limits: BatchLimits) -> Cut:
         """Take the next batch's segments. The caller knows that there are some."""
@@ -127,10 +157,55 @@ class LaneState:
             end, rows = following.end, rows + following.rows
         offsets = OffsetRange(first=self.batched + 1, last=end)
         self.batched = end
-        return Cut(offsets=offsets, rows=rows, schema_version=first.schema_version, oldest_at=first.oldest_at)
+        self.cutting = Cut(offsets=offsets, rows=rows, schema_version=first.schema_version, oldest_at=first.oldest_at)
+        return self.cutting
 
-    def sent(self) -> None:
-        """The batch at the head was delivered: forget its troubles."""
-        self.retries, self.repeats, self.last_error, self.try_at = 0, 0, "", 0.0
-        self.ask_first, self.in_doubt_since = False, 0.0
+    def put_back(self, after: int, rows: int) -> None:
+        """Of the range being cut, only the offsets through ``after`` (with ``rows`` changes) became a batch."""
+        cut = self.cutting
+        assert cut is not None
+        self.cutting = None
+        if after >= cut.offsets.last:
+            return
+        rest = Segment(
+            end=cut.offsets.last,
+            rows=max(1, cut.rows - rows),
+            schema_version=cut.schema_version,
+            oldest_at=cut.oldest_at,
+        )
+        self.segments.appendleft(rest)
+        self.batched = after
+
+    # ── what was tried ──
+
+    def trial(self, batch: Batch) -> Trial:
+        return self.trials.setdefault(batch.batch_id, Trial())
+
+    @property
+    def retries(self) -> int:
+        return max((trial.retries for trial in self.trials.values()), default=0)
+
+    def settled(self, batch: Batch) -> None:
+        """The batch was delivered or parked for good, or its children took its place: forget its tries."""
+        self.trials.pop(batch.batch_id, None)
+
+    def answered(self) -> None:
+        """ClickHouse did as it was told: the lane is well."""
+        self.last_error, self.try_at = "", 0.0
         self.circuit, self.stopped_reason = Circuit.CLOSED, ""
+
+    # ── what it is doing ──
+
+    @property
+    def redriving(self) -> Redrive | None:
+        """The parked range that is on its way."""
+        return self.sending.redrive if self.sending else None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing of it is pending or under way."""
+        return not (self.segments or self.frozen or self.prepared or self.preparing or self.sending)
+
+    def may_send(self, clock: float) -> bool:
+        """Whether the main path goes on: not beside a probe, and not before a stopped table's next try."""
+        return self.circuit is Circuit.CLOSED and (not self.stopped_reason or clock >= self.try_at)

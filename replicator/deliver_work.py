@@ -14,15 +14,21 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-from attrs import define, field, frozen
+import pyarrow.compute as pc
+from attrs import define, evolve, field, frozen
 
 from replicator.database import Database, Session
-from replicator.errors import LogCorrupt, ReplicatorError
+from replicator.errors import DatabaseUnavailable, LogCorrupt, ReplicatorError
 from replicator.failpoints import failpoint
 from replicator.lanes import ROW_HASH, Lane
+from replicator.ledger import NewBatch
 from replicator.model import Batch, Checksum, OffsetRange, version_of
 from replicator.sink import LedgerRow, Send, ServerFacts
 
+BATCH_BYTES_MAX = 64 << 20
+"""A batch is cut shorter when its rows hold more: it stands in memory several times while it is sent."""
+READ_ROWS = 2048
+"""Rows that come out of DuckDB at a time: one of its vectors."""
 RUNNING_POLL_SECONDS = 0.25
 CLOCK_SLACK_SECONDS = 2
 
@@ -38,9 +44,10 @@ class Sink(Protocol):
     def insert(self, send: Send, batch: pa.Table) -> str: ...
     def record(self, rows: Sequence[LedgerRow]) -> None: ...
     def running(self, pipeline: str, target: str, offsets: OffsetRange) -> int: ...
+    def held(self, lane: Lane, pipeline: str, offsets: OffsetRange) -> Checksum: ...
+    def keys_behind(self, lane: Lane, pipeline: str, offsets: OffsetRange) -> int: ...
+    def rows_of_send(self, lane: Lane, pipeline: str, offsets: OffsetRange, send: int) -> int: ...
     def server(self) -> ServerFacts: ...
-    def rows(self, sql: str, parameters: dict[str, object] | None = None) -> Sequence[Sequence[object]]: ...
-    def forget(self) -> None: ...
 
 
 class Result(StrEnum):
@@ -53,6 +60,10 @@ class Result(StrEnum):
     """Whether an earlier attempt was whole cannot be known: only a new send is safe."""
     ROWS_STAND = "rows_stand"
     """Refused, and yet the rows stand in the log table: a view is at fault, not the rows."""
+    HALVED = "halved"
+    """Refused, and cut in two."""
+    AT_FAULT = "at_fault"
+    """Refused, and a single row: it is the one; the ledger in ClickHouse says so already."""
     FAILED = "failed"
 
 
@@ -66,13 +77,22 @@ class Prepared:
     checksum: Checksum
     schema_version: int
 
+    def as_new_batch(self) -> NewBatch:
+        return NewBatch(
+            lane=self.lane,
+            offsets=self.offsets,
+            row_count=self.table.num_rows,
+            checksum=self.checksum,
+            schema_version=self.schema_version,
+        )
+
 
 @frozen(kw_only=True)
 class Outcome:
     result: Result
     query_id: str = ""
     error: ReplicatorError | None = None
-    started_at: float = 0.0
+    halves: tuple[NewBatch, ...] = ()
 
 
 @frozen(kw_only=True)
@@ -84,7 +104,18 @@ class Attempt:
     prepared: Prepared | None
     number: int
     ask_first: bool
-    in_doubt_since: float
+    first_sent_at: float
+
+
+@frozen(kw_only=True)
+class Bisection:
+    """A refused batch to be cut in two, or, when it is one row, to be recorded as parked by ``parked_row``."""
+
+    lane: Lane
+    batch: Batch
+    error: ReplicatorError
+    parked_row: LedgerRow | None
+    """None where the bound on parked rows is reached: then nothing is recorded."""
 
 
 @define
@@ -96,7 +127,7 @@ class Worker:
     pipeline: str
     timeline: Callable[[], int]
     stop: Event
-    ensure: Callable[[Lane], None] = lambda lane: None
+    ensure: Callable[[Lane], None] = lambda _: None
     """Makes the lane's tables where that is still to be done, and sees that they are as they should be."""
     _local: local = field(factory=local, init=False)
 
@@ -106,23 +137,47 @@ class Worker:
         session: Session = self._local.session
         return session
 
-    def prepare(self, lane: Lane, offsets: OffsetRange, schema_version: int) -> Prepared:
-        """Read the lane's changes of a range, typed and hashed, in the order of their offsets."""
-        table = self._session().arrow(lane.batch_sql, {"first": offsets.first, "last": offsets.last})
-        table = _in_order(table, lane.offset_column)
-        hashes = table[ROW_HASH].to_numpy()
-        checksum = Checksum(
-            rows=table.num_rows,
-            sum=int(np.add.reduce(hashes, dtype=np.uint64)),
-            xor=int(np.bitwise_xor.reduce(hashes, dtype=np.uint64)),
-        )
-        table = table.drop_columns([ROW_HASH]).combine_chunks()
+    def prepare(self, lane: Lane, offsets: OffsetRange, schema_version: int, bytes_max: int | None = None) -> Prepared:
+        """Read the lane's changes of a range, typed and hashed, in the order of their offsets.
+
+        With ``bytes_max`` the range may come back shorter: as much of it as memory has room for.
+        """
+        while True:
+            try:
+                table = self._read(lane, offsets, bytes_max)
+                break
+            except DatabaseUnavailable as error:
+                if error.code != "memory":
+                    raise
+                if bytes_max is None or len(offsets) == 1:
+                    self.database.relieve()
+                    raise
+                offsets = OffsetRange(first=offsets.first, last=offsets.first + len(offsets) // 2 - 1)
+        if bytes_max is not None and table.nbytes > bytes_max:
+            offsets = evolve(offsets, last=table[lane.offset_column][-1].as_py())
+        checksum = _checksum(table[ROW_HASH].to_numpy())
+        table = table.drop_columns([ROW_HASH])
         table = table.append_column("_pipeline", pa.repeat(self.pipeline, table.num_rows))
         return Prepared(lane=lane.name, offsets=offsets, table=table, checksum=checksum, schema_version=schema_version)
 
+    def _read(self, lane: Lane, offsets: OffsetRange, bytes_max: int | None) -> pa.Table:
+        """The range's rows in order, or those of its beginning that hold somewhat more than ``bytes_max``."""
+        where = {"first": offsets.first, "last": offsets.last}
+        batches: list[pa.RecordBatch] = []
+        size = 0
+        with self._session().reader(lane.batch_sql, where, READ_ROWS) as reader:
+            for batch in reader:
+                batches.append(batch)
+                size += batch.nbytes
+                if bytes_max is not None and size > bytes_max and _is_ordered(batches, lane.offset_column):
+                    break
+            table = pa.Table.from_batches(batches, reader.schema).combine_chunks()
+        if _is_ordered(table.to_batches(), lane.offset_column):
+            return table
+        return table.take(pc.sort_indices(table[lane.offset_column]))
+
     def attempt(self, attempt: Attempt) -> Outcome:
         """Send one batch. Errors of the sink come back in the outcome; LogCorrupt is raised."""
-        started = boot_seconds()
         try:
             if attempt.ask_first:
                 settled = self._settle(attempt)
@@ -132,21 +187,45 @@ class Worker:
                 attempt.lane, attempt.batch.offsets, attempt.batch.schema_version
             )
             _check_frozen(attempt.batch, prepared)
-            started = boot_seconds()
-            return self._send(attempt, prepared, started)
+            return self._send(attempt, prepared)
         except LogCorrupt:
             raise
         except ReplicatorError as error:
-            return Outcome(result=Result.FAILED, error=error, started_at=started)
+            return Outcome(result=Result.FAILED, error=error)
 
-    def _send(self, attempt: Attempt, prepared: Prepared, started: float) -> Outcome:
+    def _send(self, attempt: Attempt, prepared: Prepared) -> Outcome:
         batch, send = attempt.batch, self.send_of(attempt.lane, attempt.batch, attempt.number)
         self.ensure(attempt.lane)
         numbers = pa.repeat(pa.scalar(send.send, pa.uint64()), prepared.table.num_rows)
         query_id = self.sink.insert(send, prepared.table.append_column("_send", numbers))
         failpoint("send.after")
         assert batch.row_count == prepared.table.num_rows
-        return Outcome(result=Result.DELIVERED, query_id=query_id, started_at=started)
+        return Outcome(result=Result.DELIVERED, query_id=query_id)
+
+    def bisect(self, bisection: Bisection) -> Outcome:
+        """Find out what is at fault in a refused batch: a view, one of its halves, or its only row."""
+        lane, batch, error = bisection.lane, bisection.batch, bisection.error
+        try:
+            if self.rows_stand(lane, batch):
+                return Outcome(result=Result.ROWS_STAND, error=error)
+            if batch.row_count > 1:
+                return Outcome(result=Result.HALVED, error=error, halves=self._halves(lane, batch))
+            if bisection.parked_row is not None:
+                self.sink.record([bisection.parked_row])
+            return Outcome(result=Result.AT_FAULT, error=error)
+        except LogCorrupt:
+            raise
+        except ReplicatorError as trouble:
+            return Outcome(result=Result.FAILED, error=trouble)
+
+    def _halves(self, lane: Lane, batch: Batch) -> tuple[NewBatch, ...]:
+        """The batch as two, with about half of its rows each, contiguous in offsets."""
+        whole = self.prepare(lane, batch.offsets, batch.schema_version)
+        _check_frozen(batch, whole)
+        middle = whole.table[lane.offset_column][batch.row_count // 2 - 1].as_py()
+        first = evolve(batch.offsets, last=middle)
+        second = evolve(batch.offsets, first=middle + 1)
+        return tuple(self.prepare(lane, half, batch.schema_version).as_new_batch() for half in (first, second))
 
     def send_of(self, lane: Lane, batch: Batch, attempt: int) -> Send:
         return Send(
@@ -156,6 +235,7 @@ class Worker:
             checksum=batch.checksum,
             send=version_of(self.timeline(), batch.send_seq),
             attempt=attempt,
+            schema=lane.arrow,
         )
 
     # ── doubtful sends ──
@@ -166,7 +246,7 @@ class Worker:
         while self.sink.running(self.pipeline, lane.target, batch.offsets):
             if self.stop.wait(RUNNING_POLL_SECONDS):
                 return Outcome(result=Result.FAILED)
-        if not self._restarted_since(attempt.in_doubt_since):
+        if not self._restarted_since(attempt.first_sent_at):
             return None
         if self.holds(lane, batch):
             return Outcome(result=Result.HELD)
@@ -180,17 +260,14 @@ class Worker:
 
     def holds(self, lane: Lane, batch: Batch) -> bool:
         """Whether the sink has exactly these rows, and the state table each key's last version among them."""
-        where = {"pipeline": self.pipeline, "first": batch.offsets.first, "last": batch.offsets.last}
-        count, total, xor = self.sink.rows(lane.held_sql(), where)[0]
-        if Checksum(rows=int(str(count)), sum=int(str(total)), xor=int(str(xor))) != batch.checksum:
+        if self.sink.held(lane, self.pipeline, batch.offsets) != batch.checksum:
             return False
-        return not lane.state_check or self.sink.rows(lane.state_check, where)[0][0] == 0
+        return self.sink.keys_behind(lane, self.pipeline, batch.offsets) == 0
 
     def rows_stand(self, lane: Lane, batch: Batch) -> bool:
         """Whether a refused send left its rows in the log table all the same: then a view refused, not the table."""
         send = version_of(self.timeline(), batch.send_seq)
-        where = {"pipeline": self.pipeline, "first": batch.offsets.first, "last": batch.offsets.last, "send": send}
-        return self.sink.rows(lane.sent_rows_sql(), where)[0][0] == batch.row_count
+        return self.sink.rows_of_send(lane, self.pipeline, batch.offsets, send) == batch.row_count
 
 
 def _check_frozen(batch: Batch, prepared: Prepared) -> None:
@@ -201,8 +278,14 @@ def _check_frozen(batch: Batch, prepared: Prepared) -> None:
         )
 
 
-def _in_order(table: pa.Table, offset_column: str) -> pa.Table:
-    offsets = table[offset_column].to_numpy()
-    if len(offsets) > 1 and not (offsets[1:] > offsets[:-1]).all():
-        return table.take(pa.array(np.argsort(offsets, kind="stable")))
-    return table
+def _checksum(hashes: np.ndarray) -> Checksum:
+    return Checksum(
+        rows=len(hashes),
+        sum=int(np.add.reduce(hashes, dtype=np.uint64)),
+        xor=int(np.bitwise_xor.reduce(hashes, dtype=np.uint64)),
+    )
+
+
+def _is_ordered(batches: Sequence[pa.RecordBatch], offset_column: str) -> bool:
+    offsets = np.concatenate([batch[offset_column].to_numpy() for batch in batches]) if batches else np.empty(0)
+    return bool((offsets[1:] > offsets[:-1]).all())

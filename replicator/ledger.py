@@ -6,6 +6,7 @@ table's checkpoint was delivered, or stands in ``failed_syncs``. Never talks to 
 
 from __future__ import annotations
 
+import re
 import threading
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,6 +57,12 @@ class Ledger:
         session.close()
         return cls(database=database, failed_table=quote(failed_table), send_seq=row[0] if row else 0)
 
+    def refresh(self, session: Session) -> None:
+        """Ask the file what was sent last: after an error it may hold more than is remembered here."""
+        with self._numbering:
+            rows = session.rows("select coalesce(max(value::bigint), 0) from meta where key = 'send_seq'")
+            self.send_seq = max(self.send_seq, rows[0][0])
+
     # ── reading ──
 
     def positions(self, session: Session) -> dict[str, LanePosition]:
@@ -69,7 +76,7 @@ class Ledger:
 
     def open_failures(self, session: Session, lane: str | None = None) -> list[FailedSync]:
         """Open rows of failed_syncs, oldest offsets first."""
-        sql = statement("ledger/open_failures").replace("failed_syncs", self.failed_table)
+        sql = self._statement("ledger/open_failures")
         rows = session.rows(sql, {"lane": lane})
         return [
             FailedSync(
@@ -138,17 +145,11 @@ class Ledger:
         at = now()
         with session.transaction():
             row = [batch.lane, batch.offsets.first, batch.offsets.last, batch.row_count, failure.reason, failure.code]
-            sql = statement("ledger/park").replace("failed_syncs", self.failed_table, 1)
+            sql = self._statement("ledger/park")
             found = session.row(sql, [*row, failure.message, failure.attempts, at, at])
             assert found is not None
             if failure.reason is ParkReason.REJECTED:
-                parameters = {
-                    "id": found[0],
-                    "first": batch.offsets.first,
-                    "last": batch.offsets.last,
-                    "lane": batch.lane,
-                }
-                session.execute(statement("ledger/copy_parked"), parameters)
+                _copy_parked(session, found[0], batch.lane, batch.offsets)
             session.execute("update sync_batches set delivered_at = ? where batch_id = ?", [at, batch.batch_id])
             _move_checkpoint(session, batch.lane, batch.offsets.last, at)
 
@@ -156,7 +157,7 @@ class Ledger:
         """A parked range was delivered after all. The checkpoint does not move: it has passed the range already."""
         with session.transaction():
             session.execute(
-                f"update {self.failed_table} set status = 'resolved', last_failed_at = last_failed_at where id = ?",
+                f"update {self.failed_table} set status = 'resolved' where id = ?",
                 [failed.id],
             )
             session.execute("delete from parked_changes where failed_sync_id = ?", [failed.id])
@@ -169,6 +170,29 @@ class Ledger:
             [now(), failure.code, failure.message, failed.id],
         )
 
+    def split_failed(self, session: Session, failed: FailedSync, children: Sequence[NewBatch]) -> list[FailedSync]:
+        """Put two rows in the place of a parked range that was refused when it was sent again."""
+        parts = []
+        with session.transaction():
+            for child in children:
+                row = [child.offsets.first, child.offsets.last, child.row_count, failed.id]
+                sql = self._statement("ledger/split_failed")
+                part_id = session.rows(sql, row)[0][0]
+                parts.append(evolve(failed, id=part_id, offsets=child.offsets, row_count=child.row_count))
+            session.execute(f"delete from {self.failed_table} where id = ?", [failed.id])
+        return parts
+
+    def reject_failed(self, session: Session, failed: FailedSync, failure: Failure) -> None:
+        """A parked row was refused when it was sent again: it is at fault itself, and is kept."""
+        with session.transaction():
+            session.execute(
+                f"update {self.failed_table} set reason = ?, error_code = ?, error_message = ?, attempts = attempts + 1, "
+                "last_failed_at = ? where id = ?",
+                [ParkReason.REJECTED, failure.code, failure.message, now(), failed.id],
+            )
+            session.execute("delete from parked_changes where failed_sync_id = ?", [failed.id])
+            _copy_parked(session, failed.id, failed.lane, failed.offsets)
+
     def next_send(self, session: Session) -> int:
         """A send_seq of its own for a redrive, a repair or a replay, durable before it is used. From any thread."""
         with self._numbering:
@@ -176,6 +200,10 @@ class Ledger:
                 self._store_send_seq(session, self.send_seq + 1)
             self.send_seq += 1
             return self.send_seq
+
+    def _statement(self, name: str) -> str:
+        """A statement with ``failed_syncs`` under its configured name."""
+        return re.sub(r"\bfailed_syncs\b", lambda _: self.failed_table, statement(name))
 
     def _numbered(self, new: NewBatch, place: int) -> Batch:
         return Batch(
@@ -192,6 +220,11 @@ class Ledger:
         if value != self.send_seq:
             session.execute("delete from meta where key = 'send_seq'")
             session.execute("insert into meta values ('send_seq', ?)", [str(value)])
+
+
+def _copy_parked(session: Session, failed_id: int, lane: str, offsets: OffsetRange) -> None:
+    where = {"id": failed_id, "first": offsets.first, "last": offsets.last, "lane": lane}
+    session.execute(statement("ledger/copy_parked"), where)
 
 
 def _move_checkpoint(session: Session, lane: str, offset: int, at: datetime) -> None:

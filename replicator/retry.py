@@ -13,6 +13,7 @@ from attrs import field, frozen
 from attrs.validators import ge, min_len
 
 from replicator.errors import (
+    DatabaseUnavailable,
     OutcomeUnknown,
     ReplicatorError,
     SinkMisshapen,
@@ -35,6 +36,8 @@ class Decision(StrEnum):
     """The table's shape is at fault: this table stops, the others go on."""
     STOP = "stop"
     """No retry mends it: say so and stop delivering."""
+    AGAIN = "again"
+    """Our own file was not to be had: try again, however often, and count nothing."""
 
 
 OUTAGE_CODES = frozenset({3, 202, 203, 209, 210, 236, 241, 242, 252, 285, 319, 373, 394, 425, 439, 473, 999, 1000})
@@ -49,6 +52,7 @@ SENTENCES: dict[type[ReplicatorError], str] = {
     OutcomeUnknown: "the connection broke during an insert; what became of it is asked before anything is sent again",
     SinkRejected: "ClickHouse refuses some rows; they are found and parked, the others go on",
     SinkMisshapen: "the table in ClickHouse is missing or has another shape; this table waits, see `replicator check`",
+    DatabaseUnavailable: "the DuckDB file cannot be read now; delivery tries again by itself",
     SinkRefused: "ClickHouse refuses the login or a grant is missing; `replicator check` prints the grants to give",
 }
 
@@ -58,6 +62,7 @@ _DECISIONS: dict[type[ReplicatorError], Decision] = {
     SinkRejected: Decision.SPLIT,
     SinkMisshapen: Decision.STOP_TABLE,
     SinkRefused: Decision.STOP,
+    DatabaseUnavailable: Decision.AGAIN,
 }
 
 

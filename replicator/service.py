@@ -22,6 +22,7 @@ from replicator.config import Settings, migrations_dir
 from replicator.controls import CAPTURE, Controls
 from replicator.database import Database, DatabaseOptions
 from replicator.deliver import Deliver, DeliverSettings
+from replicator.deliver_record import Recorder
 from replicator.deliver_work import Worker
 from replicator.errors import (
     ConfigError,
@@ -279,8 +280,6 @@ def _build_deliver(
     ladder = Ladder(waits_seconds=errors.retry_backoff_sec, retries_max=sync.max_retry_attempts)
     return Deliver(
         settings=DeliverSettings(
-            pipeline=settings.pipeline.name,
-            instance_id=instance_id,
             lane=catalog.lane,
             limits=lambda: limits,
             ladder=lambda: ladder,
@@ -288,7 +287,6 @@ def _build_deliver(
         ),
         session=database.session(),
         ledger=ledger,
-        sink=sink,
         worker=Worker(
             database=database,
             sink=sink,
@@ -296,6 +294,12 @@ def _build_deliver(
             timeline=lambda: changelog.timeline,
             stop=stop,
             ensure=lambda lane: catalog.ensure(sink, lane),
+        ),
+        recorder=Recorder(
+            sink=sink,
+            pipeline=settings.pipeline.name,
+            instance_id=instance_id,
+            timeline=lambda: changelog.timeline,
         ),
         capture=progress,
         stop=stop,

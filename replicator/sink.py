@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,10 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from replicator.database_migrations import migration_checksum, read_migrations
 from replicator.errors import OutcomeUnknown, ReplicatorError, SinkMisshapen, SinkRefused, SinkRejected, SinkUnavailable
+from replicator.lanes import Lane
 from replicator.model import Checksum, OffsetRange
 from replicator.retry import kind_of_code
+from replicator.wire import conform
 
 INSERT_SETTINGS = {
     "async_insert": 0,
@@ -40,6 +42,7 @@ INSERT_SETTINGS = {
 }
 """One block per insert, its token honoured, nothing defaulted in silence. Source: measured on ClickHouse 26.9."""
 LEDGER = "replicator_batches"
+CLOSE_SECONDS = 0.5
 _NOT_SENT = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
 _URL = re.compile(
     r" \(for url [^)]*\)$| executing HTTP request attempt \d+ \(\S+\)$|HTTPConnectionPool\([^)]*\): | with url: \S+"
@@ -70,6 +73,8 @@ class Send:
     send: int
     """``timeline << 48 | send_seq``: grows with every new send, not with an identical resend."""
     attempt: int
+    schema: pa.Schema | None = None
+    """What the batch must be to the letter; None: what it is."""
 
     @property
     def token(self) -> str:
@@ -119,6 +124,8 @@ class ClickHouseSink:
     """A connection pool to one ClickHouse; any thread may use it."""
 
     options: SinkOptions
+    may_send: Callable[[], None] = lambda: None
+    """Raises where this process may no longer send for its pipeline; asked before every insert."""
     _client: Client | None = field(default=None, init=False)
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
 
@@ -167,10 +174,13 @@ class ClickHouseSink:
         """
         query_id = f"replicator:{send.comment.replace('/', ':')}:{secrets.token_hex(4)}"
         settings = {**INSERT_SETTINGS, "insert_deduplication_token": send.token, "log_comment": send.comment}
-        self._insert(send.target, batch, {**settings, "query_id": query_id})
+        with self._translated(inserting=True):
+            exact = batch if send.schema is None else conform(batch, send.schema)
+        self._insert(send.target, exact, {**settings, "query_id": query_id})
         return query_id
 
     def _insert(self, target: str, batch: pa.Table, settings: dict[str, Any]) -> None:
+        self.may_send()
         client = self.client()
         with self._translated(inserting=True):
             client.insert_arrow(quote(target), batch, settings=settings)
@@ -194,6 +204,27 @@ class ClickHouseSink:
             )
         )
 
+    def held(self, lane: Lane, pipeline: str, offsets: OffsetRange) -> Checksum:
+        """What the lane's log table holds of a range, each offset once, in its newest send."""
+        count, total, xor = self.rows(lane.held_sql(), _where(pipeline, offsets))[0]
+        return Checksum(rows=int(count), sum=int(total), xor=int(xor))
+
+    def keys_behind(self, lane: Lane, pipeline: str, offsets: OffsetRange) -> int:
+        """How many keys of a range have not reached their last version in the lane's state table, if it has one."""
+        return int(self.scalar(lane.state_check, _where(pipeline, offsets))) if lane.state_check else 0
+
+    def rows_of_send(self, lane: Lane, pipeline: str, offsets: OffsetRange, send: int) -> int:
+        """How many rows of a range one send has left in the lane's log table."""
+        return int(self.scalar(lane.sent_rows_sql(), {**_where(pipeline, offsets), "send": send}))
+
+    def inserting(self, pipeline: str, target: str) -> list[OffsetRange]:
+        """The ranges of this target of which ClickHouse is running an insert now."""
+        prefix = f"{pipeline}/{target}/"
+        sql = "select Settings['log_comment'] from system.processes where startsWith(Settings['log_comment'], {prefix:String})"
+        ranges = [comment.removeprefix(prefix).partition("/")[0] for (comment,) in self.rows(sql, {"prefix": prefix})]
+        bounds = [text.partition("-") for text in ranges]
+        return [OffsetRange(first=int(first), last=int(last)) for first, _, last in bounds]
+
     def server(self) -> ServerFacts:
         version, uptime = self.rows("select version(), uptime()")[0]
         return ServerFacts(version=version, uptime_seconds=uptime)
@@ -211,10 +242,12 @@ class ClickHouseSink:
         with self._translated():
             return client.query_arrow(sql, parameters=parameters or {})
 
-    def command(self, sql: str, settings: dict[str, Any] | None = None) -> None:
+    def command(
+        self, sql: str, settings: dict[str, Any] | None = None, parameters: dict[str, Any] | None = None
+    ) -> None:
         client = self.client()
         with self._translated():
-            client.command(sql, settings=settings or {})
+            client.command(sql, parameters=parameters or {}, settings=settings or {})
 
     def columns(self, table: str) -> dict[str, str]:
         """The table's columns and types as ClickHouse has them now; empty when there is no such table."""
@@ -257,10 +290,14 @@ class ClickHouseSink:
                 self._client.close_connections()
 
     def close(self) -> None:
-        with self._lock:
-            if self._client is not None:
-                self._client.close()
-                self._client = None
+        """Close idle connections. Does not wait for a thread that is connecting to a server that does not answer."""
+        if self._lock.acquire(timeout=CLOSE_SECONDS):
+            try:
+                if self._client is not None:
+                    self._client.close()
+                    self._client = None
+            finally:
+                self._lock.release()
 
     @contextmanager
     def _translated(self, *, inserting: bool = False) -> Iterator[None]:
@@ -275,6 +312,10 @@ class ClickHouseSink:
         except (urllib3.exceptions.HTTPError, OSError) as error:
             kind = OutcomeUnknown if inserting else SinkUnavailable
             raise kind(f"ClickHouse at {self.options.endpoint}: {_brief(error)}") from error
+
+
+def _where(pipeline: str, offsets: OffsetRange) -> dict[str, Any]:
+    return {"pipeline": pipeline, "first": offsets.first, "last": offsets.last}
 
 
 def _translate(error: ClickHouseError, endpoint: str, *, inserting: bool) -> ReplicatorError:
