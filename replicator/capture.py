@@ -92,6 +92,8 @@ class Capture:
     progress: CaptureProgress
     stop: threading.Event
     paused: Callable[[], bool] = field(default=lambda: False)
+    may_log: Callable[[], None] = field(default=lambda: None)
+    """Raises where this process no longer owns the pipeline."""
     _chunks: queue.Queue[Chunk | BaseException | None] = field(init=False)
     _positions: dict[str, StreamPosition] = field(factory=dict, init=False)
     _quit_reading: threading.Event = field(factory=threading.Event, init=False)
@@ -241,7 +243,7 @@ class Capture:
             gaps=tuple(gap for chunk in chunks for gap in chunk.gaps),
         )
         failpoint("append.before_commit")
-        logged = self.changelog.append(self.session, append)
+        logged = self.changelog.append(self.session, append, may_log=self.may_log)
         failpoint("append.after_commit")
         self._publish(append.positions)
         self._count(chunks, append, logged)
@@ -253,6 +255,7 @@ class Capture:
         """
         if self._trouble is None:
             try:
+                self.may_log()
                 self.source.publish(positions, timeline=self.changelog.timeline, head=self.changelog.head)
             except SourceUnavailable as error:
                 log.warning("publish_failed", error=str(error))

@@ -6,7 +6,7 @@ with the streams' positions and the rejected entries; nothing burns an offset. N
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 
 import numpy as np
@@ -50,8 +50,15 @@ class ChangeLog:
             )
         return cls(database=database, timeline=int(timeline), head=int(head))
 
-    def append(self, session: Session, append: Append, *, logged_at: datetime | None = None) -> OffsetRange | None:
-        """Store changes, rejections and positions in one durable transaction.
+    def append(
+        self,
+        session: Session,
+        append: Append,
+        *,
+        logged_at: datetime | None = None,
+        may_log: Callable[[], None] = lambda: None,
+    ) -> OffsetRange | None:
+        """Store changes, rejections and positions in one durable transaction; ``may_log`` may stop it before it commits.
 
         Returns the offsets given, None when there were no changes. On any error nothing was stored.
         """
@@ -70,6 +77,7 @@ class ChangeLog:
             for gap in append.gaps:
                 row = [gap.stream, gap.after_entry_id, gap.before_entry_id, gap.entries_lost, gap.cause, at]
                 session.execute(statement("changelog/record_gap"), row)
+            may_log()
         if not rows:
             return None
         self.head += rows

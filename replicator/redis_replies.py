@@ -1,14 +1,16 @@
-"""What XINFO answers, as values. Pure: replies of redis-py in RESP2 without decoding, errors among them.
+"""What XINFO and XREAD answer, as values. Pure: replies of redis-py in RESP2 without decoding, errors among them.
 
 Guarantees: a figure that the server does not give is None, never 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from replicator.model import EntryId
+from replicator.decode import StreamRead
+from replicator.errors import SourceRefused
+from replicator.model import EntryId, StreamPosition, entry_order
 from replicator.witness import StreamDescription
 
 
@@ -54,3 +56,42 @@ def _fields(reply: Sequence[Any]) -> dict[bytes, Any]:
 
 def _entry_id(raw: bytes) -> EntryId:
     return EntryId(raw.decode())
+
+
+def stands_between(published: EntryId, stands: EntryId, target: EntryId) -> bool:
+    """Whether a group stands where our own publishing can have left it; a new epoch may publish lower ids."""
+    low, at, high = entry_order(published), entry_order(stands), entry_order(target)
+    return at >= low and (at <= high or high < low)
+
+
+def refuse_other_types(streams: Sequence[str], replies: Sequence[Any]) -> None:
+    for place, stream in enumerate(streams):
+        reply = replies[2 * place]
+        if isinstance(reply, Exception) and "WRONGTYPE" in str(reply):
+            raise SourceRefused(
+                f"the key {stream!r} in Redis is not a stream", hint="rename it, or take it out of [redis] streams"
+            )
+
+
+def entries_passed(position: StreamPosition) -> int:
+    """How many entries of the stream's whole life lie before the position; -1 when that is not known."""
+    return -1 if position.entries_unread is None else position.entries_unread + position.entries_read
+
+
+def stream_read(positions: Mapping[str, StreamPosition], stream: str, entries: Sequence[Any]) -> StreamRead:
+    position = positions[stream]
+    ids, fields = zip(*entries, strict=True) if entries else ((), ())
+    partly = position.last_entry_row is not None and bool(ids) and ids[0].decode() == position.last_entry_id
+    return StreamRead(
+        stream=stream,
+        stream_epoch=position.stream_epoch,
+        ids=ids,
+        fields=fields,
+        skip_through_row=position.last_entry_row if partly else None,
+    )
+
+
+def sampled_bytes(read: StreamRead) -> int:
+    """About how many bytes the entries of a read hold, from every 32nd of them."""
+    sample = read.fields[::32]
+    return sum(sum(map(len, entry)) for entry in sample if entry) * len(read.fields) // max(1, len(sample))

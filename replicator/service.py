@@ -35,6 +35,7 @@ from replicator.errors import (
 )
 from replicator.ledger import Ledger
 from replicator.model import NO_ENTRY, BatchLimits, EntryId
+from replicator.ownership import Ownership, seat_of
 from replicator.retry import Ladder
 from replicator.sink import ClickHouseSink, SinkOptions
 from replicator.source import RedisSource, SourceOptions
@@ -119,6 +120,7 @@ class Service:
     capture: Capture
     deliver: Deliver
     upkeep: Upkeep
+    ownership: Ownership
     instance_id: str
     stop: threading.Event
     started_at: float = field(factory=time.time)
@@ -137,6 +139,14 @@ class Service:
         ledger = Ledger.open(database, settings.writer.error_handling.failed_sync_table)
         instance_id = _instance_id(database)
         source, sink = build_source(settings), build_sink(settings)
+        ownership = Ownership(
+            store=source,
+            pipeline=settings.pipeline.name,
+            instance_id=instance_id,
+            seat=seat_of(database.options.path),
+            file_empty=changelog.head == 0,
+        )
+        sink.may_send = ownership.check_sending
         capture = Capture(
             settings=CaptureSettings(
                 streams=lambda: catalog.routes.streams,
@@ -150,6 +160,7 @@ class Service:
             progress=progress,
             stop=stop,
             paused=lambda: controls.is_paused(CAPTURE),
+            may_log=ownership.check,
         )
         deliver = _build_deliver(
             settings=settings,
@@ -176,13 +187,15 @@ class Service:
             capture=capture,
             deliver=deliver,
             upkeep=Upkeep(database=database, session=database.session(), catalog=catalog, progress=progress, stop=stop),
+            ownership=ownership,
             instance_id=instance_id,
             stop=stop,
         )
 
     def start(self) -> None:
         """Start the loops, each in a thread of its own, supervised."""
-        self.supervise("capture", self.capture.run)
+        self.supervise("capture", self.capture_all)
+        self.supervise("ownership", lambda: self.ownership.run(self.stop))
         self.supervise("deliver", self.deliver_all)
         self.supervise("upkeep", self.upkeep.run)
 
@@ -197,6 +210,7 @@ class Service:
     def shut_down(self) -> None:
         """Stop the loops within ten seconds and close the file. What was in flight is settled at the next start."""
         self.stop.set()
+        self.ownership.wake()
         with self.progress.appended:
             self.progress.appended.notify_all()
         deadline = time.monotonic() + STOP_SECONDS
@@ -206,6 +220,7 @@ class Service:
         if late:
             log.warning("loops_abandoned", loops=late)
         else:  # what an abandoned loop still holds ends with the process
+            self._release()
             self.source.close()
             self.sink.close()
             self.database.close()
@@ -243,6 +258,17 @@ class Service:
         self.fatal = self.fatal or error
         log.critical("service_ends", loop=health.name, error=str(error))
         self.stop.set()
+
+    def _release(self) -> None:
+        try:
+            self.ownership.release()
+        except SourceUnavailable as error:  # it expires by itself
+            log.warning("lease_not_released", error=str(error))
+
+    def capture_all(self) -> None:
+        """Capture begins when the pipeline is ours."""
+        self.ownership.acquire(self.stop)
+        self.capture.run()
 
     def deliver_all(self) -> None:
         """Deliver begins when the sink has our tables; until then capture goes on without it."""

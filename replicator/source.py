@@ -17,8 +17,16 @@ from attrs import define, field, frozen
 from replicator.collector import collector_paused
 from replicator.decode import StreamRead
 from replicator.errors import ReplicatorError, SourceRefused, SourceTurned, SourceUnavailable
-from replicator.model import EntryId, StreamPosition, entry_order
-from replicator.redis_replies import description, group_entry_id
+from replicator.model import EntryId, StreamPosition
+from replicator.redis_replies import (
+    description,
+    entries_passed,
+    group_entry_id,
+    refuse_other_types,
+    sampled_bytes,
+    stands_between,
+    stream_read,
+)
 from replicator.witness import Checked, Sighting, StreamDescription
 
 REPLY_BYTES_TARGET = 8 << 20
@@ -97,7 +105,7 @@ class RedisSource:
         except BaseException:
             self.disconnect()
             raise
-        reads = [_stream_read(positions, name.decode(), entries) for name, entries in reply or ()]
+        reads = [stream_read(positions, name.decode(), entries) for name, entries in reply or ()]
         full = any(len(read.ids) >= count for read in reads)
         self._adapt_count(reads)
         return reads, full
@@ -113,12 +121,12 @@ class RedisSource:
         try:
             with self._translated(), collector_paused():
                 replies = _exchange(self._reading_connection(), [*asked, ("GET", f"{self.group}:head"), read])
-                _refuse_other_types(names, replies)
+                refuse_other_types(names, replies)
                 entries = {name.decode(): found for name, found in _answered(replies[-1]) or ()}
         except BaseException:
             self.disconnect()
             raise
-        reads = [_stream_read(positions, name, found) for name, found in entries.items()]
+        reads = [stream_read(positions, name, found) for name, found in entries.items()]
         sightings = {}
         for place, (name, position) in enumerate(positions.items()):
             about = description(replies[2 * place], replies[2 * place + 1], self.group)
@@ -199,7 +207,7 @@ class RedisSource:
     def _set_group(self, position: StreamPosition, entry_id: EntryId | None = None) -> tuple[Any, ...]:
         """The command; ENTRIESREAD keeps the lag true in Redis's own tools, -1 says that it is unknown."""
         command = ("XGROUP", "SETID", position.stream, self.group, entry_id or position.behind)
-        return (*command, "ENTRIESREAD", _entries_passed(position)) if self._counts else command
+        return (*command, "ENTRIESREAD", entries_passed(position)) if self._counts else command
 
     def _refuse_turned(
         self,
@@ -208,21 +216,22 @@ class RedisSource:
         groups: Sequence[Any],
         undo: Sequence[tuple[Any, ...]],
     ) -> None:
-        """A group that is gone or behind what was published is the only trace of a rollback: leave it as it was."""
+        """A group that is gone, behind what was published or beyond what is, is the only trace of a rollback or of
+        another process: leave it as it was."""
         stand = [group_entry_id(reply, self.group) for reply in groups]
         turned = [
             (p, at)
             for p, published, at in zip(positions, expected, stand, strict=True)
-            if published is not None and (at is None or entry_order(at) < entry_order(published))
+            if published is not None and (at is None or not stands_between(published, at, p.behind))
         ]
         if turned:
             _exchange(self._publisher, [*undo, *(self._set_group(p, at) for p, at in turned if at is not None)])
             streams = ", ".join(f"{p.stream!r} ({at or 'gone'})" for p, at in turned)
-            raise SourceTurned(f"our group stands behind what was published on {streams}")
+            raise SourceTurned(f"our group does not stand where it was left on {streams}")
 
     def _create_group(self, position: StreamPosition) -> None:
         command = ("XGROUP", "CREATE", position.stream, self.group, position.behind)
-        counted = ("ENTRIESREAD", _entries_passed(position)) if self._counts else ()
+        counted = ("ENTRIESREAD", entries_passed(position)) if self._counts else ()
         reply = _exchange(self._publisher, [(*command, *counted)])[0]
         if not isinstance(reply, redis.ResponseError):
             self.published[position.stream] = (position.stream_epoch, position.behind)
@@ -234,6 +243,33 @@ class RedisSource:
             self._publisher.disconnect()
             self._client.connection_pool.release(self._publisher)
             self._publisher = None
+
+    # ── the two keys of an owner ──
+
+    def swap(self, key: str, expected: bytes | None, new: bytes | None, seconds: float | None = None) -> bytes | None:
+        """Set ``key`` to ``new`` (None: delete it) where it holds ``expected``; returns what it held. One step."""
+        lifetime = None if seconds is None else int(seconds * 1000)
+        with self._translated(), self._client.pipeline() as pipe:
+            while True:
+                try:
+                    pipe.watch(key)
+                    held: bytes | None = pipe.get(key)
+                    if held != expected:
+                        return held
+                    pipe.multi()
+                    if new is None:
+                        pipe.delete(key)
+                    else:
+                        pipe.set(key, new, px=lifetime)
+                    pipe.execute()
+                    return held
+                except redis.WatchError:
+                    continue
+
+    def seconds_left(self, key: str) -> float:
+        """How long a key has to live; 0 when it is not there."""
+        with self._translated():
+            return max(0.0, self._client.pttl(key) / 1000)
 
     def promoted(self) -> bool:
         """Whether this server was a replica once and took over; False where it may not be asked."""
@@ -264,7 +300,7 @@ class RedisSource:
                 raise
             finally:
                 self._client.connection_pool.release(connection)
-        _refuse_other_types([stream], replies)
+        refuse_other_types([stream], replies)
         return description(*replies, self.group)
 
     def sample(self, stream: str, count: int) -> StreamRead:
@@ -320,39 +356,6 @@ def _answered(reply: Any) -> Any:
     if isinstance(reply, redis.ResponseError):
         raise reply
     return reply
-
-
-def _refuse_other_types(streams: Sequence[str], replies: Sequence[Any]) -> None:
-    for place, stream in enumerate(streams):
-        reply = replies[2 * place]
-        if isinstance(reply, redis.ResponseError) and "WRONGTYPE" in str(reply):
-            raise SourceRefused(
-                f"the key {stream!r} in Redis is not a stream", hint="rename it, or take it out of [redis] streams"
-            )
-
-
-def _entries_passed(position: StreamPosition) -> int:
-    """How many entries of the stream's whole life lie before the position; -1 when that is not known."""
-    return -1 if position.entries_unread is None else position.entries_unread + position.entries_read
-
-
-def _stream_read(positions: Mapping[str, StreamPosition], stream: str, entries: Sequence[Any]) -> StreamRead:
-    position = positions[stream]
-    ids, fields = zip(*entries, strict=True) if entries else ((), ())
-    partly = position.last_entry_row is not None and bool(ids) and ids[0].decode() == position.last_entry_id
-    return StreamRead(
-        stream=stream,
-        stream_epoch=position.stream_epoch,
-        ids=ids,
-        fields=fields,
-        skip_through_row=position.last_entry_row if partly else None,
-    )
-
-
-def sampled_bytes(read: StreamRead) -> int:
-    """About how many bytes the entries of a read hold, from every 32nd of them."""
-    sample = read.fields[::32]
-    return sum(sum(map(len, entry)) for entry in sample if entry) * len(read.fields) // max(1, len(sample))
 
 
 def _translate(error: Exception, url: str) -> ReplicatorError:

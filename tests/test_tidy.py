@@ -23,8 +23,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "canonical", "payload", "decode", "encode", "rows", "ndjson",
         "shape", "typed_text", "typed", "checksum", "lanes", "compare", "wire", "sink_ddl", "retry", "infer", "witness", "redis_replies", "status",
     ),
-    "plumbing": ("config", "database", "telemetry", "collector", "outbox", "files"),
-    "ends": ("changelog", "source", "state", "ledger", "controls", "sink", "producer"),
+    "plumbing": ("config", "database", "telemetry", "clock", "collector", "outbox", "files"),
+    "ends": ("changelog", "source", "ownership", "state", "ledger", "controls", "sink", "producer"),
     "between": ("catalog", "admit", "chunk", "reread", "stream_watch"),
     "loops": ("capture", "deliver", "upkeep", "verify", "repair", "replay"),
     "face": (

@@ -16,8 +16,9 @@ from replicator.catalog import Catalog, Routes
 from replicator.changelog import ChangeLog
 from replicator.config import migrations_dir
 from replicator.database import Database, DatabaseOptions
-from replicator.errors import ReplicatorError
+from replicator.errors import OwnershipLost, ReplicatorError
 from replicator.model import NO_ENTRY, StreamPosition
+from replicator.ownership import Ownership, seat_of
 from replicator.source import RedisSource, SourceOptions
 
 PATIENCE_SECONDS = 20.0
@@ -42,18 +43,28 @@ class CaptureRoom:
     url: str
     streams: tuple[str, ...] = ("trades",)
     start_newest: bool = False
+    lease_seconds: float | None = None
+    """With a lease, as the service has it; without one, nobody else is expected."""
     errors: list[ReplicatorError] = field(factory=list)
     database: Database = field(init=False)
     source: RedisSource = field(init=False)
     capture: Capture = field(init=False)
+    ownership: Ownership = field(init=False)
     _stop: threading.Event = field(factory=threading.Event)
-    _thread: threading.Thread | None = None
+    _threads: list[threading.Thread] = field(factory=list)
 
     def start(self) -> CaptureRoom:
         self.database = Database.open(DatabaseOptions(path=self.path))
         self.database.migrate(migrations_dir() / "duckdb")
         self.source = RedisSource(SourceOptions(url=self.url, timeout_seconds=2))
         self._stop = threading.Event()
+        self.ownership = Ownership(
+            store=self.source,
+            pipeline="main",
+            instance_id="the log's own",
+            seat=seat_of(self.path),
+            lease_seconds=self.lease_seconds or 60,
+        )
         self.capture = Capture(
             settings=CaptureSettings(streams=lambda: self.streams, routes=Routes, first_position=self._first_position),
             source=self.source,
@@ -62,17 +73,29 @@ class CaptureRoom:
             session=self.database.session(),
             progress=CaptureProgress(),
             stop=self._stop,
+            may_log=self.ownership.check if self.lease_seconds else lambda: None,
         )
-        self._thread = threading.Thread(target=self._keep_running)
-        self._thread.start()
+        loops = [self.capture.run] if self.lease_seconds is None else [self._capture, self._own]
+        self._threads = [threading.Thread(target=self._keep_running, args=(loop,)) for loop in loops]
+        for thread in self._threads:
+            thread.start()
         return self
 
+    def _own(self) -> None:
+        self.ownership.run(self._stop)
+
+    def _capture(self) -> None:
+        self.ownership.acquire(self._stop)
+        self.capture.run()
+
     def stop(self) -> None:
-        if self._thread is not None:
+        if self._threads:
             self._stop.set()
-            self._thread.join(PATIENCE_SECONDS)
-            assert not self._thread.is_alive()
-            self._thread = None
+            self.ownership.wake()
+            for thread in self._threads:
+                thread.join(PATIENCE_SECONDS)
+                assert not thread.is_alive()
+            self._threads = []
             self.source.close()
             self.database.close()
 
@@ -80,10 +103,13 @@ class CaptureRoom:
         last = self.source.describe(stream).last_entry_id if self.start_newest else NO_ENTRY
         return StreamPosition(stream=stream, last_entry_id=last)
 
-    def _keep_running(self) -> None:
+    def wait_owner_lost(self) -> OwnershipLost:
+        return wait_until(lambda: next((e for e in self.errors if isinstance(e, OwnershipLost)), None), "another owner")
+
+    def _keep_running(self, loop: Callable[[], None]) -> None:
         while not self._stop.is_set():
             try:
-                self.capture.run()
+                loop()
             except ReplicatorError as error:
                 self.errors.append(error)
                 self._stop.wait(0.05)
