@@ -18,7 +18,15 @@ from replicator.errors import ConfigError, SinkMisshapen
 from replicator.lanes import Lane, generic_lane, typed_lane
 from replicator.log_columns import GENERIC, PIPELINE, SEND
 from replicator.model import GENERIC_LANE
-from replicator.schema import TableSchema, compare, definition, from_definition, table_schema
+from replicator.schema import (
+    DeclaredSums,
+    TableSchema,
+    compare,
+    declared_sums,
+    definition,
+    from_definition,
+    table_schema,
+)
 from replicator.sink import ClickHouseSink
 from replicator.state import create_views
 
@@ -41,8 +49,10 @@ class Catalog:
     routes: Routes = field(factory=Routes)
     current: Mapping[str, TableSchema] = field(factory=dict)
     """The declared tables, each at its newest version."""
+    sums: Mapping[str, DeclaredSums] = field(factory=dict)
+    """What is summed on both sides, of the tables that declare it."""
     _versions: dict[tuple[str, int], TableSchema] = field(factory=dict)
-    _lanes: dict[tuple[str, int], Lane] = field(factory=dict)
+    _lanes: dict[tuple[str, int, int], Lane] = field(factory=dict)
     _made: set[tuple[str, int]] = field(factory=set)
     _lock: threading.Lock = field(factory=threading.Lock)
 
@@ -67,10 +77,13 @@ class Catalog:
         """
         problems: list[str] = []
         declared: dict[str, TableSchema] = {}
+        sums: dict[str, DeclaredSums] = {}
         for table in tables:
             try:
                 schema = table_schema(table.name, table.columns, table.key, table.on_unknown_field)
                 declared[table.name] = self._versioned(schema)
+                if found := declared_sums(schema, table.sums, table.by):
+                    sums[table.name] = found
             except ConfigError as error:
                 problems += [f"replicator.toml: [[tables]] {table.name}: {problem}" for problem in error.problems]
         if problems:
@@ -81,7 +94,7 @@ class Catalog:
         for schema in declared.values():
             create_views(session, self.history(schema.name))
         session.close()
-        self.current = declared
+        self.current, self.sums = declared, sums
         self.routes = Routes(
             encodings={t.stream: t.encoding for t in tables if t.encoding != "auto"},
             tables={t.stream: t.name for t in tables},
@@ -117,21 +130,24 @@ class Catalog:
     def lane(self, name: str, schema_version: int) -> Lane:
         """The lane of a table at one schema version; version 0 is the newest of a declared table."""
         if name == GENERIC_LANE:
-            return self._lanes.setdefault((name, 0), generic_lane())
-        version = schema_version or self.history(name)[-1].schema_version
-        key = (name, version)
+            return self._lanes.setdefault((name, 0, 0), generic_lane())
+        newest = self.history(name)[-1]
+        version = schema_version or newest.schema_version
+        key = (name, version, newest.schema_version)
         if key not in self._lanes:
-            self._lanes[key] = typed_lane(self._versions[key])
+            self._lanes[key] = typed_lane(self._versions[name, version], newest)
         return self._lanes[key]
 
     def ensure(self, sink: ClickHouseSink, lane: Lane) -> None:
         """Make or alter the lane's tables where that is still to be done, and see that they are as expected.
 
+        Batches of every version go into the table as its newest version has it.
+
         Call with no insert of this lane in flight. Raises SinkMisshapen naming every difference.
         """
         if lane.name == GENERIC_LANE:
             return _check(sink, {GENERIC_LANE: {c.name: c.clickhouse for c in (PIPELINE, *GENERIC, SEND)}})
-        newest = self._newest_made(lane)
+        newest = self.history(lane.name)[-1]
         if (lane.name, newest.schema_version) not in self._made:
             self._make(sink, newest)
         expected = {newest.log_name: sink_ddl.expected_columns(newest)}
@@ -142,11 +158,6 @@ class Catalog:
             self._made.discard((lane.name, newest.schema_version))
             raise
         return None
-
-    def _newest_made(self, lane: Lane) -> TableSchema:
-        """A table is never altered back: an old version's batch goes into the newest table that was made."""
-        made = [version for name, version in self._made if name == lane.name]
-        return self._versions[lane.name, max([lane.schema_version, *made])]
 
     def _make(self, sink: ClickHouseSink, schema: TableSchema) -> None:
         found = sink.columns(schema.log_name)

@@ -5,6 +5,7 @@ A lane is a declared table at one schema version, or the generic lane of all cha
 
 from __future__ import annotations
 
+import pyarrow as pa
 from attrs import frozen
 
 from replicator.checksum import GENERIC_HASHED, HashedColumn, hashed_columns, row_hash_clickhouse, row_hash_duckdb
@@ -12,8 +13,7 @@ from replicator.log_columns import GENERIC
 from replicator.model import GENERIC_LANE
 from replicator.schema import TableSchema, literal, quote_clickhouse
 from replicator.typed import typed_rows_sql
-
-ROW_HASH = "_row_hash"
+from replicator.wire import GENERIC_ARROW_SCHEMA, ROW_HASH, arrow_schema, wire_sql
 
 
 @frozen(kw_only=True)
@@ -29,6 +29,10 @@ class Lane:
     name: str
     target: str
     batch_sql: str
+    typed_sql: str
+    """The same rows in the types of the log rather than of the wire, without the hash."""
+    arrow: pa.Schema
+    """What every batch must be, ``_pipeline`` and ``_send`` included."""
     where: str
     hash_clickhouse: str
     offset_column: str
@@ -66,6 +70,8 @@ def generic_lane() -> Lane:
         name=GENERIC_LANE,
         target=GENERIC_LANE,
         batch_sql=f"select {columns}, {hashed} as {ROW_HASH} from change_log where {_RANGE} and {where}",
+        typed_sql=f"select {columns} from change_log where {_RANGE} and {where}",
+        arrow=GENERIC_ARROW_SCHEMA,
         where=where,
         hash_clickhouse=row_hash_clickhouse(GENERIC_HASHED),
         offset_column="log_offset",
@@ -76,14 +82,16 @@ def generic_lane() -> Lane:
 _RANGE = "log_offset between $first and $last"
 
 
-def typed_lane(schema: TableSchema) -> Lane:
-    """The lane of a declared table at one version."""
+def typed_lane(schema: TableSchema, newest: TableSchema) -> Lane:
+    """The lane of a declared table at one version, into the table as its newest version has it."""
     where = f"table_name = {literal(schema.name)} and schema_version = {schema.schema_version}"
     source = f"(select * from change_log where {_RANGE} and {where})"
     return Lane(
         name=schema.name,
         target=schema.log_name,
-        batch_sql=_typed_batch(schema, source),
+        batch_sql=wire_sql(schema, source, newest),
+        typed_sql=typed_rows_sql(schema, source),
+        arrow=arrow_schema(newest),
         where=where,
         hash_clickhouse=row_hash_clickhouse(hashed_columns(schema)),
         offset_column="_offset",
@@ -91,10 +99,6 @@ def typed_lane(schema: TableSchema) -> Lane:
         schema_version=schema.schema_version,
         state_check=_state_check(schema),
     )
-
-
-def _typed_batch(schema: TableSchema, source: str) -> str:
-    return f"select *, {row_hash_duckdb(hashed_columns(schema))} as {ROW_HASH} from ({typed_rows_sql(schema, source)})"
 
 
 def _state_check(schema: TableSchema) -> str:
