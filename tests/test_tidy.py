@@ -24,7 +24,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "shape", "typed_text", "typed", "checksum", "lanes", "compare", "wire", "sink_ddl", "retry", "infer", "witness", "redis_replies", "status",
     ),
     "plumbing": ("config", "database", "telemetry", "clock", "collector", "outbox", "files"),
-    "ends": ("changelog", "source", "ownership", "state", "ledger", "controls", "sink", "producer"),
+    "ends": ("changelog", "source", "ownership", "state", "ledger", "controls", "readonly", "sink", "producer"),
     "between": ("catalog", "admit", "chunk", "reread", "stream_watch"),
     "loops": ("capture", "deliver", "upkeep", "verify", "repair", "replay"),
     "face": (
