@@ -6,8 +6,10 @@ cannot be used or engines that are not installed, 3 when something would not sta
 
 from __future__ import annotations
 
+import io
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +42,8 @@ def demo_command(context: click.Context, as_json: bool, **options: Any) -> None:
     from replicator.demo import DemoOptions, run_demo  # noqa: PLC0415
     from replicator.demo_view import DemoView, print_report, report_json  # noqa: PLC0415
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that knows no ✓ is no reason to fail
     chosen = DemoOptions(**options)
     with _stoppable(), DemoView(chosen.changes) as view:
         report = run_demo(chosen, view)

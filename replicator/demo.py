@@ -20,6 +20,7 @@ from attrs import define, field, frozen
 from replicator.demo_compare import Difference, Sides, TableResult
 from replicator.demo_room import Room, check_extras
 from replicator.demo_trade_flow import KEYS, Change, TradeFlow
+from replicator.errors import ReplicatorError
 from replicator.model import Op
 from replicator.producer import Producer
 from replicator.schema import TableSchema, table_schema
@@ -32,6 +33,8 @@ KILL_FROM, KILL_BY = 0.45, 0.6
 DOWN_SECONDS = 1.0
 TICK_SECONDS = 0.05
 STALLED_SECONDS = 30.0
+FOUND_MAX = 5
+"""Differences named per table; a side that lacks everything is named by its counts."""
 SENT_TIMEOUT_SECONDS = 10.0
 
 
@@ -53,6 +56,9 @@ class Gauges:
     written: int
     logged: int
     delivered: int
+
+    def __str__(self) -> str:
+        return f"{self.written:,} written, {self.logged:,} logged, {self.delivered:,} delivered"
 
 
 class Show(Protocol):
@@ -94,6 +100,8 @@ class Play:
     written: int = 0
     killed_at: Gauges | None = None
     _changes: Iterator[Change] = field(init=False)
+    _last: Gauges = field(factory=lambda: Gauges(written=0, logged=0, delivered=0), init=False)
+    _moved_at: float = field(factory=time.monotonic, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._changes = itertools.islice(self.flow.changes(), self.options.changes)
@@ -112,7 +120,7 @@ class Play:
                 self._start("started again: it reads on where its log ends")
                 down_until = 0.0
             elif not down_until:
-                self.room.require_service()
+                self._require_progress()
             time.sleep(TICK_SECONDS)
         self.producer.flush(SENT_TIMEOUT_SECONDS)
         self._drain()
@@ -142,7 +150,9 @@ class Play:
             {"names": [f"{table}_log" for table in KEYS]},
         )
         gauges = Gauges(written=self.written, logged=head[1] if head else 0, delivered=stored)
-        self.show.gauges(gauges)
+        if gauges != self._last:
+            self._last, self._moved_at = gauges, time.monotonic()
+            self.show.gauges(gauges)
         return gauges
 
     def _may_kill(self, gauges: Gauges) -> bool:
@@ -156,8 +166,7 @@ class Play:
         self.room.kill_service()
         self.killed_at = gauges
         self.show.step(
-            f"kill -9 of the service: {gauges.written:,} written, {gauges.logged:,} logged, "
-            f"{gauges.delivered:,} delivered; the producer goes on",
+            f"kill -9 of the service: {gauges}; the producer goes on",
             bad=True,
         )
 
@@ -165,17 +174,29 @@ class Play:
         self.room.start_service()
         self.show.step(f"{what} (process {self.room.service_pid})")
 
+    def _require_progress(self) -> None:
+        """Raise when the service has ended, or runs and gets nowhere."""
+        self.room.require_service()
+        if self._stalled:
+            self.show.step(f"nothing has moved for {STALLED_SECONDS:.0f} s", bad=True)
+            raise ReplicatorError(
+                f"the service runs but nothing moves: {self._last}",
+                hint=f"see {self.room.service_log}; --keep leaves it",
+            )
+
+    @property
+    def _stalled(self) -> bool:
+        return time.monotonic() - self._moved_at > STALLED_SECONDS
+
     def _drain(self) -> None:
-        before, moved_at = self._look(), time.monotonic()
-        while min(before.logged, before.delivered) < self.written:
-            if time.monotonic() - moved_at > STALLED_SECONDS:
-                self.show.step(f"nothing moved for {STALLED_SECONDS:.0f} s at {before.delivered:,} delivered", bad=True)
+        """Wait until both have everything; what is missing when nothing moves any more is for the comparison to say."""
+        while min(self._last.logged, self._last.delivered) < self.written:
+            if self._stalled:
+                self.show.step(f"nothing has moved for {STALLED_SECONDS:.0f} s: {self._last}", bad=True)
                 return
             self.room.require_service()
             time.sleep(TICK_SECONDS)
-            gauges = self._look()
-            if gauges != before:
-                before, moved_at = gauges, time.monotonic()
+            self._look()
         self.show.step(f"all {self.written:,} changes are in DuckDB and in ClickHouse")
 
 
@@ -191,11 +212,13 @@ def run_demo(options: DemoOptions, show: Show) -> DemoReport:
         killed_at = _play(room, options, show, flow)
         code = room.stop_service()
         show.step(f"the service stopped with exit code {code}", bad=code != 0)
-        problems = [f"the service stopped with exit code {code}, not 0"] if code else []
         tables, altered, found = _examine(room, flow, show)
+        problems = [f"the service stopped with exit code {code}, not 0"] if code else []
         problems += [f"{result.table}: {problem}" for result in tables for problem in result.problems]
-        if altered is None or list(found) != [altered]:
-            problems.append(f"altered: {altered}; found: {'; '.join(map(str, found)) or 'nothing'}")
+        if not problems and (altered is None or found != [altered]):
+            problems.append(f"altered: {altered or 'nothing'}; found: {len(found)} differences")
+        if problems:
+            problems += [f"the service logged: {line}" for line in room.service_errors()]
         return DemoReport(
             seconds=round(time.monotonic() - begun, 1),
             changes=options.changes,
@@ -221,23 +244,20 @@ def _play(room: Room, options: DemoOptions, show: Show, flow: TradeFlow) -> Gaug
 
 
 def _examine(room: Room, flow: TradeFlow, show: Show) -> tuple[list[TableResult], Difference | None, list[Difference]]:
-    """Compare every table; then alter one price in ClickHouse and look for it."""
+    """Compare every table; where they are equal, alter one price in ClickHouse; then look for differences."""
     database, sink = open_database(room.settings), build_sink(room.settings)
     with contextlib.closing(database), contextlib.closing(sink):
         sides = Sides(log=database.session(), sink=sink)
         schemas = [table_schema(t.name, t.columns, t.key) for t in room.settings.tables]
         tables = [sides.compare(s, flow.sent[s.name], flow.current[s.name]) for s in schemas]
-        altered = _alter_a_price(sides, next(s for s in schemas if s.name == "trades"))
-        if altered is not None:
-            show.step(
-                f"behind its back, in ClickHouse: {altered.key}'s price {altered.duckdb} → {altered.clickhouse}",
-                bad=True,
-            )
-        found = [difference for schema in schemas for difference in sides.differences(schema)]
+        altered = None
+        if not any(result.problems for result in tables):
+            altered = _alter_a_price(sides, next(s for s in schemas if s.name == "trades"), show)
+        found = [difference for schema in schemas for difference in sides.differences(schema, FOUND_MAX)]
         return tables, altered, found
 
 
-def _alter_a_price(sides: Sides, schema: TableSchema) -> Difference | None:
+def _alter_a_price(sides: Sides, schema: TableSchema, show: Show) -> Difference | None:
     """One cent on a trade in the middle of the history. None when there is none to be had."""
     middle = f"select _offset, _key, price from {schema.log_name} where _op = 'c' order by _offset limit 1 offset {{}}"
     count = sides.log.rows(f"select count(*) from {schema.log_name} where _op = 'c'")[0][0]
@@ -252,6 +272,7 @@ def _alter_a_price(sides: Sides, schema: TableSchema) -> Difference | None:
     after = sides.sink.rows(f"select price from {schema.log_name} final where _offset = {offset:d}")
     if not after:
         return None
+    show.step(f"behind its back, in ClickHouse: {key}'s price {price} → {after[0][0]}", bad=True)
     return Difference(table=schema.name, offset=offset, key=key, column="price", duckdb=price, clickhouse=after[0][0])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 from attrs import field, frozen
@@ -127,15 +128,15 @@ class Sides:
 
     # ── where two histories part ──
 
-    def differences(self, schema: TableSchema) -> list[Difference]:
-        """Sums per bucket of offsets first, then the hashes of the rows, then the columns of those that differ."""
-        found = [
+    def differences(self, schema: TableSchema, limit: int) -> list[Difference]:
+        """The first ``limit``: sums per bucket of offsets, the hashes of the rows, the columns of those that differ."""
+        found = (
             difference
             for first in self._buckets_apart(schema)
             for offset in self._offsets_apart(schema, first, first + BUCKET_ROWS - 1)
             for difference in self._columns_apart(schema, offset)
-        ]
-        return sorted(found, key=lambda each: each.offset)
+        )
+        return list(islice(found, limit))
 
     def _buckets_apart(self, schema: TableSchema) -> list[int]:
         columns = hashed_columns(schema)

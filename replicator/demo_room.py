@@ -144,6 +144,12 @@ class Room:
                 hint=f"see {self.service_log}; --keep leaves it there",
             )
 
+    def service_errors(self) -> list[str]:
+        """The first few errors in the service's log: where trouble began."""
+        lines = self.service_log.read_text(errors="replace").splitlines() if self.service_log.exists() else []
+        errors = [line for line in lines if '"level": "error"' in line or '"level": "critical"' in line]
+        return [line if len(line) < 300 else f"{line[:120]} … {line[-180:]}" for line in errors[:3]]
+
     def kill_service(self) -> None:
         """``kill -9``: no chance to finish anything."""
         os.kill(self.service_pid, signal.SIGKILL)

@@ -62,7 +62,8 @@ def print_report(report: DemoReport) -> None:
     for each in report.found:
         console.print(f"found: {each}", markup=False, soft_wrap=True)
     for problem in report.problems:
-        console.print(f"[red]✗[/] {problem}", soft_wrap=True)
+        console.print("[red]✗[/] ", end="")
+        console.print(problem, markup=False, soft_wrap=True)
     if not report.problems:
         console.print(
             f"[bold green]✓[/] {report.changes:,} changes in {report.seconds:.0f} s, the service killed once on the "

@@ -17,11 +17,11 @@ import pytest
 
 from replicator import demo_room
 from replicator.config import load_settings
-from replicator.demo import DemoOptions
+from replicator.demo import DemoOptions, Gauges, run_demo
 from replicator.demo_compare import Sides
 from replicator.demo_room import Room, forget_environment
 from replicator.embedded.stack import Stack
-from replicator.errors import UsageError
+from replicator.errors import ReplicatorError, UsageError
 from replicator.schema import TableSchema, table_schema
 from replicator.service import build_sink, open_database
 
@@ -156,7 +156,7 @@ def test_a_change_that_one_side_lacks_is_a_problem_and_is_named(
     both.sink.command("alter table orders_log delete where _offset = 7", {"mutations_sync": 2})
     problems = both.compare(orders, produced, expected).problems
     assert f"1 of {produced} changes are not in ClickHouse" in problems
-    missing = both.differences(orders)
+    missing = both.differences(orders, 10)
     assert [(each.offset, each.duckdb, each.clickhouse) for each in missing] == [(7, "present", "missing")]
 
 
@@ -207,6 +207,39 @@ def test_killed_it_takes_everything_along(tmp_path: Path) -> None:
     demo.kill()
     demo.communicate(timeout=WAIT_SECONDS)
     wait_until_stopped(directory)
+
+
+class StopsTheService:
+    """Watches the demo; freezes the service as soon as it runs, and lets it go when the demo has noticed."""
+
+    pid = 0
+
+    def step(self, text: str, *, bad: bool = False) -> None:
+        if "the service runs" in text:
+            self.pid = int(text.rpartition("process ")[2].rstrip(")"))
+            os.kill(self.pid, signal.SIGSTOP)
+        if "nothing has moved" in text:
+            assert bad
+            os.kill(self.pid, signal.SIGCONT)
+
+    def gauges(self, gauges: Gauges) -> None:
+        assert gauges.delivered == 0
+
+
+def test_a_service_that_gets_nowhere_is_an_error_and_no_wait_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("replicator.demo.STALLED_SECONDS", 1.0)
+    options = DemoOptions(directory=tmp_path / "place", changes=2000, seconds=1.0)
+    with pytest.raises(ReplicatorError, match="nothing moves: 1,200 written, 0 logged, 0 delivered"):
+        run_demo(options, StopsTheService())
+
+
+def test_a_terminal_without_unicode_is_no_reason_to_fail(tmp_path: Path) -> None:
+    demo = start_demo(*QUICK, cwd=tmp_path, environ={"PYTHONIOENCODING": "ascii"})
+    answer, said = demo.communicate(timeout=WAIT_SECONDS * 2)
+    assert demo.returncode == 0, said
+    assert "? 2,500 changes in" in answer
 
 
 # ── what it refuses ──
