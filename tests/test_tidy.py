@@ -21,14 +21,14 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "values": ("errors", "model", "column_types", "default_value", "schema", "log_columns", "failpoints"),
     "pure": (
         "canonical", "payload", "decode", "encode", "rows", "ndjson",
-        "shape", "typed_text", "typed", "checksum", "lanes", "compare", "wire", "sink_ddl", "retry", "infer", "witness", "redis_replies", "status",
+        "shape", "typed_text", "typed", "checksum", "wire", "lanes", "compare", "sink_ddl", "retry", "infer", "witness", "redis_replies", "status",
     ),
     "plumbing": ("config", "database", "telemetry", "clock", "collector", "outbox", "files"),
     "ends": ("changelog", "source", "ownership", "state", "ledger", "controls", "readonly", "sink", "producer"),
-    "between": ("catalog", "admit", "chunk", "reread", "stream_watch"),
+    "between": ("catalog", "admit", "chunk", "reread", "refetch", "stream_watch"),
     "loops": ("capture", "deliver", "upkeep", "verify", "repair", "replay"),
     "face": (
-        "embedded", "service", "status_file", "status_probe", "status_live", "operations", "server", "client", "running",
+        "embedded", "service", "status_file", "status_probe", "status_live", "query", "operations", "server", "client", "running",
         "systemd", "metrics", "preflight", "db_manager", "produce", "demo", "cli", "__main__", "__init__",
     ),
 }  # fmt: skip
