@@ -11,12 +11,12 @@ from pathlib import Path
 
 import click
 import pytest
+from repository import ROOT, committed
 
 from replicator.cli import cli
 from replicator.config import VARIABLES
 from replicator.config.values import PROFILE_SECTIONS, REPLICATOR_SECTIONS, SECRETS_SECTIONS, TableConfig, written_keys
 
-ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "ops").glob("*.md")))}
 EVERYTHING = "\n".join(DOCUMENTS.values())
@@ -98,8 +98,12 @@ def test_every_table_is_documented(table: str) -> None:
 
 def test_every_module_stands_in_the_order_of_reading() -> None:
     listed = set(re.findall(r"`(\w+)/?`", _table_cells("The code, in reading order")))
-    modules = {p.stem for p in (ROOT / "replicator").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
-    modules -= {"__init__", "__main__", "__pycache__"}
+    modules = {
+        path.parts[1].removesuffix(".py")
+        for path in committed()
+        if path.parts[0] == "replicator" and path.suffix == ".py"
+    }
+    modules -= {"__init__", "__main__"}
     families = {name for name in modules if any(name.startswith(f"{other}_") for other in listed)}
     assert modules - listed - families == set(), "not in the README"
     assert listed - modules - {"ops", "tests"} == set(), "in the README, but there is no such module"

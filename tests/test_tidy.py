@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from repository import ROOT, committed
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "replicator"
 
 LAYERS: dict[str, tuple[str, ...]] = {
@@ -70,15 +70,6 @@ SAYS_SO_ITSELF = {Path("tests/test_tidy.py"), Path("LICENSE")}
 def modules() -> dict[str, ast.Module]:
     """Every module of the package by its dotted name, parsed."""
     return {_dotted(path): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
-
-
-@cache
-def committed() -> list[Path]:
-    """The files of the repository, or of an unpacked source distribution."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
-    names = listed.stdout.split("\0") if listed.returncode == 0 else []
-    found = [Path(name) for name in names if name] or [p.relative_to(ROOT) for p in ROOT.rglob("*")]
-    return [path for path in found if (ROOT / path).is_file() and not path.parts[0].startswith((".venv", "dist"))]
 
 
 def _dotted(path: Path) -> str:
