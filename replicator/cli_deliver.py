@@ -47,6 +47,8 @@ def _show_sync(done: dict[str, Any]) -> None:
         f"delivered {what} in {done['seconds']:.1f} s: checkpoint {done['checkpoint_offset']:,} of "
         f"{done['head_offset']:,}"
     )
+    if done["parked_rows"]:
+        click.echo(f"{done['parked_rows']:,} rows are parked: replicator failed list", err=True)
     if done["waits_for"]:
         click.echo(f"  → {done['waits_for']}", err=True)
 

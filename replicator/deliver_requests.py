@@ -35,6 +35,8 @@ def ask(deliver: Deliver, action: Callable[[], T]) -> T:
                 answer.set_exception(error)
 
     deliver.requests.put(run)
+    with deliver.capture.appended:
+        deliver.capture.appended.notify_all()
     try:
         return answer.result(ANSWER_SECONDS_MAX)
     except NotAnswered as error:
@@ -50,6 +52,7 @@ def try_now(deliver: Deliver) -> int:
     """Cut every wait short: what failed is tried in this turn, what is pending is cut. Returns the checkpoint."""
     for state in deliver.lanes.values():
         state.try_at = 0.0
+    deliver.recorder.try_at = 0.0
     deliver.flush.set()
     return deliver.checkpoint
 
@@ -69,8 +72,8 @@ def let_go(deliver: Deliver, failed: FailedSync) -> None:
     state = deliver.state(failed.lane, failed.schema_version)
     if state.redriving is not None and state.redriving.failed.id == failed.id:
         raise UsageError(f"failed sync {failed.id} is being sent at this moment", hint="ask again in a few seconds")
-    kept = [waiting for waiting in state.redrives if waiting.failed.id != failed.id]
-    state.redrives.clear()
-    state.redrives.extend(kept)
-    if not kept and state.circuit is Circuit.OPEN:
+    for waiting in [waiting for waiting in state.redrives if waiting.failed.id == failed.id]:
+        state.redrives.remove(waiting)
+        state.settled(waiting.batch)
+    if not state.redrives and state.circuit is Circuit.OPEN:
         state.circuit, state.try_at = Circuit.CLOSED, 0.0

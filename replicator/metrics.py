@@ -23,8 +23,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 
 from replicator.deliver_work import Sink
 from replicator.errors import ConfigError, OutcomeUnknown, ReplicatorError
-from replicator.model import OffsetRange
-from replicator.sink import LedgerRow, Send, ServerFacts
+from replicator.sink import Send
 from replicator.status import State, StatusReport
 
 EXPORT_SECONDS = 15
@@ -240,17 +239,5 @@ class MeasuredSink:
         self.inserts.bytes.record(batch.nbytes, {"table": table})
         return query_id
 
-    def record(self, rows: Sequence[LedgerRow]) -> None:
-        self.sink.record(rows)
-
-    def running(self, pipeline: str, target: str, offsets: OffsetRange) -> int:
-        return self.sink.running(pipeline, target, offsets)
-
-    def server(self) -> ServerFacts:
-        return self.sink.server()
-
-    def rows(self, sql: str, parameters: dict[str, object] | None = None) -> Sequence[Sequence[object]]:
-        return self.sink.rows(sql, parameters)
-
-    def forget(self) -> None:
-        self.sink.forget()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sink, name)

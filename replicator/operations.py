@@ -75,15 +75,16 @@ class Operations:
     # ── delivering ──
 
     def sync(self, *, actor: str, timeout_seconds: float = 60.0) -> Answer:
-        """Deliver what is waiting, now: up to the head as it is at this moment."""
+        """Deliver what is waiting, now: up to the head as it is at this moment, and what an outage has parked."""
         deliver = self._running("sync")
         head, started = deliver.capture.released_head, time.monotonic()
         from_offset = ask(deliver, lambda: try_now(deliver))
-        while deliver.checkpoint < head and time.monotonic() - started < timeout_seconds and not deliver.stop.is_set():
+        while not _reached(deliver, head) and time.monotonic() - started < timeout_seconds:
+            if deliver.stop.is_set():
+                break
             deliver.flush.set()
             time.sleep(POLL_SECONDS)
-        checkpoint = deliver.checkpoint
-        delivered = checkpoint >= head
+        delivered, checkpoint = _reached(deliver, head), deliver.checkpoint
         effect = f"checkpoint {checkpoint} of {head}"
         self._record(actor, "sync", "", effect if delivered else f"{effect} when time was up")
         return {
@@ -92,6 +93,7 @@ class Operations:
             "from_offset": min(from_offset, checkpoint),
             "checkpoint_offset": checkpoint,
             "seconds": round(time.monotonic() - started, 3),
+            "parked_rows": sum(row["row_count"] for row in self.failed(Selection())),
             "waits_for": None if delivered else self._waiting(deliver),
         }
 
@@ -283,6 +285,11 @@ class Operations:
                 hint=f"`replicator {_LISTS[what.rpartition(' ')[2]]} list` shows what there is",
             )
         return rows
+
+
+def _reached(deliver: Deliver, head: int) -> bool:
+    """Whether everything up to ``head`` is in ClickHouse, but for rows that it refuses."""
+    return deliver.checkpoint >= head and not any(state.redrives for state in list(deliver.lanes.values()))
 
 
 def _bounds(selection: Selection) -> Answer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,11 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+import redis
 import urllib3
 from attrs import define, field
 
 START_SECONDS = 30.0
 WAIT_SECONDS = 30.0
+KEPT_VARIABLES = ("PATH", "PYTHONPATH", "HOME", "TMPDIR", "LANG", "USER")
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = WAIT_SECONDS) -> Any:
@@ -31,6 +34,21 @@ def until(condition: Callable[[], Any], what: str, seconds: float = WAIT_SECONDS
             return found
         time.sleep(0.03)
     raise AssertionError(f"not within {seconds} s: {what}")
+
+
+def add(source: redis.Redis, first: int, last: int, stream: str = "trades") -> None:
+    """Put changes ``{"n": first}`` to ``{"n": last}`` into a stream."""
+    pipe = source.pipeline(transaction=False)
+    for number in range(first, last + 1):
+        pipe.xadd(stream, {"data": json.dumps({"n": number})})
+    pipe.execute()
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @define
@@ -134,7 +152,7 @@ class Replicator:
         self.kill()
 
     def _environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "TMPDIR", "LANG", "USER")}
+        kept = {name: value for name, value in os.environ.items() if name in KEPT_VARIABLES}
         return {**kept, **self.environment}
 
     # ── what it left and says ──
