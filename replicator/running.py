@@ -11,7 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import structlog
@@ -29,6 +32,8 @@ from replicator.status_live import Watch
 from replicator.status_probe import Probe
 from replicator.telemetry import set_level
 
+PARTS = ("replicator.server_query", "replicator.server_page")
+"""Modules that add to the HTTP interface: ``make_router(running, doors)`` returns an APIRouter. Mounted where present."""
 ATTEND_SECONDS = 0.2
 PROBE_TIMEOUT_SECONDS = 20.0
 
@@ -126,6 +131,7 @@ class RunningService:
                 report=self.watch.report,
                 latest=lambda: self.watch.latest,
                 metrics=self.metrics.render if self.metrics and self.settings.telemetry.prometheus else None,
+                parts=tuple(partial(import_module(name).make_router, self) for name in PARTS if find_spec(name)),
             )
         )
 

@@ -53,6 +53,32 @@ _ACTOR = re.compile(r"[^\w.@:+-]+")
 log = structlog.get_logger(__name__)
 
 
+class Doors:
+    """Who may pass: dependencies for routes."""
+
+    def __init__(self, tokens: Callable[[], Tokens]) -> None:
+        self._tokens = tokens
+
+    def _role(self, credentials: HTTPAuthorizationCredentials | None) -> str:
+        role = self._tokens().role(credentials.credentials) if credentials else None
+        if role is None:
+            raise HTTPException(401, "a token is needed" if credentials is None else "the token is not known")
+        return role
+
+    def read(self, given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]) -> str:
+        """Any of the two tokens."""
+        return self._role(given)
+
+    def admin(
+        self, given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
+    ) -> str:
+        """The admin token."""
+        role = self._role(given)
+        if role != "admin":
+            raise HTTPException(403, "the read token may not change anything")
+        return role
+
+
 @frozen(kw_only=True)
 class Face:
     """What the application needs of the service."""
@@ -66,8 +92,8 @@ class Face:
     report: Callable[[], StatusReport]
     latest: Callable[[], StatusReport | None]
     metrics: Callable[[], bytes] | None = None
-    routers: tuple[APIRouter, ...] = ()
-    """Further parts of the interface, each made by a module of its own; mounted as they are."""
+    parts: tuple[Callable[[Doors], APIRouter], ...] = ()
+    """Further parts of the interface, each made by a module of its own: see `running.PARTS`."""
 
 
 class Body(BaseModel):
@@ -148,32 +174,6 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-class Doors:
-    """Who may pass: dependencies for routes."""
-
-    def __init__(self, tokens: Callable[[], Tokens]) -> None:
-        self._tokens = tokens
-
-    def _role(self, credentials: HTTPAuthorizationCredentials | None) -> str:
-        role = self._tokens().role(credentials.credentials) if credentials else None
-        if role is None:
-            raise HTTPException(401, "a token is needed" if credentials is None else "the token is not known")
-        return role
-
-    def read(self, given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]) -> str:
-        """Any of the two tokens."""
-        return self._role(given)
-
-    def admin(
-        self, given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
-    ) -> str:
-        """The admin token."""
-        role = self._role(given)
-        if role != "admin":
-            raise HTTPException(403, "the read token may not change anything")
-        return role
-
-
 def actor(request: Request) -> str:
     """Who asks, for the record: what the caller says of itself, never trusted for anything else."""
     return _ACTOR.sub("", request.headers.get("x-replicator-actor", ""))[:100] or "http"
@@ -195,8 +195,8 @@ def build_app(face: Face) -> FastAPI:
     doors = Doors(face.tokens)
     app.include_router(health_router(face, doors))
     app.include_router(api_router(face, doors))
-    for router in face.routers:
-        app.include_router(router)
+    for part in face.parts:
+        app.include_router(part(doors))
     app.add_exception_handler(ReplicatorError, _ours)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -6,6 +6,7 @@ never reaches a line, whoever wrote it; trouble with the log file never stops th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import logging.handlers
@@ -132,6 +133,10 @@ class _LogFile(logging.handlers.RotatingFileHandler):
         if not self.complained:
             self.complained = True
             sys.stderr.write(f"the log file {self.baseFilename} cannot be written: {sys.exc_info()[1]}\n")
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what it still held cannot be written either; that was said
+            super().close()
 
 
 def _file_handler(path: Path, secrets: list[str]) -> logging.Handler:
