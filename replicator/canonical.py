@@ -191,6 +191,40 @@ def json_objects(columns: Mapping[str, pa.Array], rows: int) -> pa.Array:
     return pc.binary_join_element_wise(*parts, "}", "")
 
 
+def embed_json(
+    columns: Mapping[str, pa.Array], tables: pa.Array, json_columns: Mapping[str, frozenset[str]]
+) -> dict[str, pa.Array]:
+    """The columns, with texts that are JSON taken as the JSON they are where the row's table has such a column.
+
+    Any other text there stays a string, as it would be in a JSON payload.
+    """
+    embedded = dict(columns)
+    for name, column in columns.items():
+        owners = [table for table, names in json_columns.items() if name in names]
+        if owners and _is_text(plain := _unwrapped(column)):
+            theirs = pc.is_in(tables, pa.array(owners, pa.string())).to_pylist()
+            texts = [
+                None if text is None else text if mine and _is_json(text) else _dump(text)
+                for text, mine in zip(plain.to_pylist(), theirs, strict=True)
+            ]
+            embedded[name] = pa.array(texts, pa.string()).cast(pa.json_())
+    return embedded
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text, parse_int=str, parse_constant=_no_constant)
+    except ValueError:
+        return False
+    except RecursionError:  # refused later, with the whole payload
+        return True
+    return True
+
+
+def _no_constant(constant: str) -> None:
+    raise ValueError(constant)
+
+
 def key_column(columns: Mapping[str, pa.Array], names: Sequence[str]) -> pa.Array:
     """The key of each row from its key columns; null where one of them is null."""
     if len(names) == 1:
@@ -230,7 +264,7 @@ def json_column(column: pa.Array, name: str) -> pa.Array:
     """A column as JSON text, one value per row, null as ``null``."""
     column = _unwrapped(column)
     kind = column.type
-    if pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind):
+    if _is_text(column):
         text = _quoted(column.cast(pa.string()))
     elif pt.is_integer(kind):
         text = _exact_integers(column)
@@ -263,6 +297,10 @@ def _unwrapped(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     if pt.is_run_end_encoded(column.type):
         return pc.run_end_decode(column)
     return column
+
+
+def _is_text(column: pa.Array) -> bool:
+    return bool(pt.is_string(column.type) or pt.is_large_string(column.type) or pt.is_string_view(column.type))
 
 
 def _is_binary(kind: pa.DataType) -> bool:

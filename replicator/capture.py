@@ -175,7 +175,8 @@ class Capture:
 
     def _admit(self, read: StreamRead) -> Admitted:
         routes = self.settings.routes()
-        return self.admission.admit(decode(evolve(read, table=routes.tables.get(read.stream)), routes.encodings))
+        routed = evolve(read, table=routes.tables.get(read.stream), json_columns=routes.json_columns)
+        return self.admission.admit(decode(routed, routes.encodings))
 
     def _put(self, item: Chunk | BaseException | None, give_up: threading.Event) -> None:
         while True:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from attrs import define, field, frozen
 
 from replicator import sink_ddl
+from replicator.column_types import Kind
 from replicator.config import TableConfig
 from replicator.database import Database, Session, now, statement
 from replicator.errors import ConfigError, SinkMisshapen
@@ -38,6 +39,8 @@ class Routes:
     encodings: Mapping[str, str] = field(factory=dict)
     tables: Mapping[str, str] = field(factory=dict)
     streams: tuple[str, ...] = ()
+    json_columns: Mapping[str, frozenset[str]] = field(factory=dict)
+    """By table the columns that are JSON."""
 
 
 @define
@@ -99,6 +102,11 @@ class Catalog:
             encodings={t.stream: t.encoding for t in tables if t.encoding != "auto"},
             tables={t.stream: t.name for t in tables},
             streams=tuple(streams),
+            json_columns={
+                s.name: names
+                for s in declared.values()
+                if (names := frozenset(c.name for c in s.columns if c.type.kind is Kind.JSON))
+            },
         )
         return [f"{s.name} is at version {s.schema_version}" for s in changed]
 

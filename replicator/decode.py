@@ -13,14 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from attrs import field, frozen
 
-from replicator.canonical import json_objects
+from replicator.canonical import embed_json, json_objects
 from replicator.decode_arrow import ArrowEntries, decode_arrow
 from replicator.decode_parts import EMPTY_CHANGES, RAW_CHANGE_SCHEMA, Rejections, parse_times
 from replicator.decode_parts import text_column as text
+from replicator.resp import EntryFields, EntryIds
 
 CONTROLS = ("op", "key", "ts", "id", "v", "table", "traceparent")
 CONTROL_NAMES = frozenset(name.encode() for name in CONTROLS)
 OPS = frozenset("cudr")
+Column = Sequence[bytes] | pa.BinaryArray
 PAYLOAD_BYTES_MAX = 64 << 20
 """A larger payload is rejected: DuckDB's JSON reader and the sink both hold it whole, several times."""
 
@@ -37,6 +39,8 @@ class StreamRead:
     """Rows of the first entry up to this one are in the log already."""
     table: str | None = field(default=None)
     """The table that its entries mean where they do not name one; None: the stream's own name."""
+    json_columns: Mapping[str, frozenset[str]] = field(factory=dict)
+    """By table the columns that are JSON: a text that is JSON stands for itself there, in every encoding."""
 
     @property
     def payload_bytes(self) -> int:
@@ -60,14 +64,19 @@ def decode(read: StreamRead, encodings: Mapping[str, str]) -> Decoded:
     rejections = Rejections(read)
     parts = []
     for names, index in _by_shape(read, rejections):
-        columns = list(zip(*(read.fields[i] for i in index), strict=True))
-        values = dict(zip(names, columns[1::2], strict=True))
-        group = _Group(read=read, index=index, values=values, rejections=rejections)
+        group = _Group(read=read, index=index, values=_values(read, names, index), rejections=rejections)
         parts.append(_decode_group(group, encodings.get(read.stream, "auto")))
     changes = pa.concat_tables(parts) if parts else EMPTY_CHANGES
     if len(parts) > 1:
         changes = changes.sort_by([("entry_index", "ascending"), ("entry_row", "ascending")])
     return Decoded(read=read, changes=_skip(changes, read), rejections=_skip(rejections.table(), read))
+
+
+def _values(read: StreamRead, names: Sequence[bytes], index: Sequence[int]) -> Mapping[bytes, Column]:
+    if isinstance(read.fields, EntryFields):
+        return dict(zip(names, read.fields.columns, strict=True))
+    columns = list(zip(*(read.fields[i] for i in index), strict=True))
+    return dict(zip(names, columns[1::2], strict=True))
 
 
 @frozen(kw_only=True)
@@ -76,14 +85,14 @@ class _Group:
 
     read: StreamRead
     index: Sequence[int]
-    values: Mapping[bytes, Sequence[bytes]]
+    values: Mapping[bytes, Column]
     rejections: Rejections
 
 
 def _by_shape(read: StreamRead, rejections: Rejections) -> list[tuple[tuple[bytes, ...], Sequence[int]]]:
     """Group entries by their field names; the usual case, one shape, touches no entry in Python."""
     fields = read.fields
-    names = _one_shape(fields)
+    names = fields.names if isinstance(fields, EntryFields) else _one_shape(fields)
     if names is not None:
         groups: Mapping[tuple[bytes, ...], Sequence[int]] = {names: range(len(fields))}
     else:
@@ -125,7 +134,8 @@ def detect(names: Sequence[bytes]) -> str:
 def _decode_group(group: _Group, encoding: str) -> pa.Table:
     chosen = detect(list(group.values)) if encoding == "auto" else encoding
     if chosen == "arrow":
-        entries = ArrowEntries(read=group.read, index=group.index, values=group.values, rejections=group.rejections)
+        values = {n: v.to_pylist() if isinstance(v, pa.Array) else v for n, v in group.values.items()}
+        entries = ArrowEntries(read=group.read, index=group.index, values=values, rejections=group.rejections)
         return decode_arrow(entries)
     columns = _flat_columns(group) if chosen == "flat" else _json_columns(group)
     return _finish(group, columns)
@@ -157,7 +167,9 @@ def _flat_columns(group: _Group) -> dict[str, pa.Array]:
             columns[name[1:]] = values
         else:
             members[name] = values
-    rows = len(group.index)
+    rows, read = len(group.index), group.read
+    tables = columns.get("table", pa.nulls(rows, pa.string())).fill_null(read.table or read.stream)
+    members = embed_json(members, tables, read.json_columns)
     columns["data"] = json_objects(members, rows) if members else pa.nulls(rows, pa.string())
     return columns
 
@@ -177,7 +189,6 @@ def _finish(group: _Group, columns: Mapping[str, pa.Array]) -> pa.Table:
         if "table" in columns
         else pa.repeat(read.table or read.stream, rows)
     )
-    ids = read.ids if isinstance(index, range) else [read.ids[i] for i in index]
     table = pa.table(
         {
             "table_name": table_name,
@@ -190,7 +201,7 @@ def _finish(group: _Group, columns: Mapping[str, pa.Array]) -> pa.Table:
             "event_at": times.values,
             "stream": pa.repeat(read.stream, rows),
             "stream_epoch": pa.repeat(pa.scalar(read.stream_epoch, pa.int32()), rows),
-            "entry_id": pa.array(ids, pa.binary()).cast(pa.string()),
+            "entry_id": _entry_ids(read, index),
             "entry_row": pa.repeat(pa.scalar(0, pa.int32()), rows),
             "entry_index": pa.array(np.asarray(index, dtype=np.int32)),
         },
@@ -199,6 +210,13 @@ def _finish(group: _Group, columns: Mapping[str, pa.Array]) -> pa.Table:
     if not reject.indexes:
         return table
     return table.filter(pc.invert(pc.is_in(table["entry_index"], pa.array(sorted(reject.indexes), pa.int32()))))
+
+
+def _entry_ids(read: StreamRead, index: Sequence[int]) -> pa.Array:
+    if isinstance(read.ids, EntryIds):
+        return read.ids.column.cast(pa.string())
+    ids = read.ids if isinstance(index, range) else [read.ids[i] for i in index]
+    return pa.array(ids, pa.binary()).cast(pa.string())
 
 
 def _ops(column: pa.Array | None, group: _Group) -> pa.Array:

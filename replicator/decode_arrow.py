@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from attrs import frozen
 
-from replicator.canonical import json_objects
+from replicator.canonical import embed_json, json_objects
 from replicator.decode_parts import EMPTY_CHANGES, RAW_CHANGE_SCHEMA, Rejections, pack_row, parse_times, text_column
 from replicator.errors import UsageError
 
@@ -88,10 +88,12 @@ def _entry_changes(entries: ArrowEntries, index: int, table: pa.Table, given: Ma
     if rows and not table.drop_columns([n for n in ROW_CONTROLS if n in table.column_names]).num_columns:
         raise ValueError("the batch has no columns of its own")
     own = table.drop_columns([n for n in ROW_CONTROLS if n in table.column_names])
-    payload = json_objects(dict(zip(own.column_names, own.columns, strict=True)), rows)
+    tables = pa.repeat(given.get("table") or read.table or read.stream, rows)
+    members = embed_json(dict(zip(own.column_names, own.columns, strict=True)), tables, read.json_columns)
+    payload = json_objects(members, rows)
     changes = pa.table(
         {
-            "table_name": pa.repeat(given.get("table") or read.table or read.stream, rows),
+            "table_name": tables,
             "op": op,
             "key": control.get("_key", nothing),
             "payload": payload,

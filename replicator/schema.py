@@ -80,6 +80,14 @@ class TableSchema:
         return f"{self.name}_state"
 
     @property
+    def as_of_name(self) -> str:
+        return f"{self.name}_as_of"
+
+    @property
+    def as_of_time_name(self) -> str:
+        return f"{self.name}_as_of_time"
+
+    @property
     def key_columns(self) -> tuple[Column, ...]:
         """The key's columns, in the key's order."""
         by_name = {column.name: column for column in self.columns}
@@ -110,6 +118,22 @@ class SchemaChange:
     @property
     def needs_alter(self) -> bool:
         return bool(self.added or self.widened)
+
+
+@frozen(kw_only=True)
+class DeclaredSums:
+    """``columns`` are summed, exactly, for each value of the columns ``by``, on both sides."""
+
+    columns: tuple[str, ...]
+    by: tuple[str, ...]
+
+
+def declared_sums(schema: TableSchema, columns: Sequence[str], by: Sequence[str]) -> DeclaredSums | None:
+    """What a table declares as ``sums`` and ``by``, None when neither; raises ConfigError for what has no exact sum."""
+    inexact = [c for c in schema.columns if c.name in columns and c.type.kind not in (Kind.INTEGER, Kind.DECIMAL)]
+    if inexact:
+        raise ConfigError([f"sums: {c.name!r} is {c.type}: only integers and decimals add up exactly" for c in inexact])
+    return DeclaredSums(columns=tuple(columns), by=tuple(by)) if columns or by else None
 
 
 def quote(identifier: str) -> str:

@@ -1,4 +1,4 @@
-"""Current rows of the declared tables in DuckDB: T_log, T_state and T.
+"""Current rows of the declared tables in DuckDB: T_log, T_state and T, and T as it was: T_as_of and T_as_of_time.
 
 T is the folded base plus the log's unfolded tail, so it is immediate whatever the fold is doing. Guarantees: a fold
 moves its position, the base and the view in one transaction. Never in the append's way: it only reads the log.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from replicator.checksum import HashedColumn, row_hash_duckdb
 from replicator.database import Session, now
 from replicator.failpoints import failpoint
 from replicator.log_columns import IN_STATE
-from replicator.schema import TableSchema, quote
+from replicator.schema import TableSchema, literal, quote
 from replicator.typed import log_rows_sql
 
 FOLD_OFFSETS_MAX = 500_000
@@ -25,6 +26,33 @@ def create_views(session: Session, history: Sequence[TableSchema]) -> None:
         session.execute(f"create or replace view {quote(newest.log_name)} as {log_rows_sql(history)}")
         _shape_state(session, newest)
         session.execute(_current_view(newest, applied_offset(session, newest.name)))
+        for name, parameter, through in (
+            (newest.as_of_name, "as_of_offset", "as_of_offset"),
+            (newest.as_of_time_name, "as_of_time", _offset_at("as_of_time")),
+        ):
+            session.execute(
+                f"create or replace macro {quote(name)}({parameter}) as table {as_of_sql(history, through)}"
+            )
+
+
+def as_of_sql(history: Sequence[TableSchema], through: str) -> str:
+    """The table's rows as they were when offset ``through`` (an expression) had been logged.
+
+    Each key's last change is found among the raw ones, so that only those are typed.
+    """
+    newest = history[-1]
+    mine = f"table_name = {literal(newest.name)} and schema_version > 0"
+    last = f"select max(log_offset) from change_log where {mine} and log_offset <= {through} group by key"
+    columns = ", ".join(map(quote, _columns(newest)))
+    return (
+        f"with latest as materialized (select * from change_log where {mine} and log_offset in ({last})) "
+        f"select {columns} from ({log_rows_sql(history, 'latest')}) where _op <> 'd'"
+    )
+
+
+def _offset_at(at: str) -> str:
+    """The last offset that was logged at or before an instant."""
+    return f"(select coalesce(max(log_offset), 0) from change_log where logged_at <= {at}::timestamp)"
 
 
 def applied_offset(session: Session, table: str) -> int:
@@ -53,12 +81,16 @@ def _columns(schema: TableSchema) -> list[str]:
     return [*(column.name for column in schema.columns), *IN_STATE]
 
 
-def _latest(schema: TableSchema, where: str) -> str:
-    key = ", ".join(map(quote, schema.key))
-    return (
-        f"select * from {quote(schema.log_name)} where {where} "
-        f"qualify row_number() over (partition by {key} order by _version desc) = 1"
-    )
+def _latest(schema: TableSchema, after: int, through: int | None = None) -> str:
+    """Each key's last change of a range, in the types of T_log.
+
+    Not by a window or arg_max, which make -0.0 of a row into 0.0. Source: measured on DuckDB 2.0.0.
+    """
+    bounds = [f"{{0}} > {after:d}", *([] if through is None else [f"{{0}} <= {through:d}"])]
+    logged, typed = (" and ".join(bounds).replace("{0}", name) for name in ("log_offset", "_offset"))
+    mine = f"table_name = {literal(schema.name)} and schema_version > 0"
+    last = f"select max(log_offset) from change_log where {mine} and {logged} group by key"
+    return f"select * from {quote(schema.log_name)} where {typed} and _offset in ({last})"
 
 
 def _current_view(schema: TableSchema, applied: int) -> str:
@@ -66,7 +98,7 @@ def _current_view(schema: TableSchema, applied: int) -> str:
     same = " and ".join(f"b.{quote(name)} = l.{quote(name)}" for name in schema.key)
     return (
         f"create or replace view {quote(schema.name)} as "
-        f"with latest as ({_latest(schema, f'_offset > {applied:d}')}) "
+        f"with latest as ({_latest(schema, applied)}) "
         f"select {columns} from {quote(schema.state_name)} b where not exists (select 1 from latest l where {same}) "
         f"union all select {columns} from latest where _op <> 'd'"
     )
@@ -82,7 +114,7 @@ def fold(session: Session, schema: TableSchema, through: int) -> int:
     same = " and ".join(f"b.{quote(name)} = l.{quote(name)}" for name in schema.key)
     state = quote(schema.state_name)
     with session.transaction():
-        latest = _latest(schema, f"_offset > {applied:d} and _offset <= {end:d}")
+        latest = _latest(schema, applied, end)
         session.execute(f"create or replace temp table _folding as select {columns} from ({latest})")
         session.execute(f"delete from {state} b using _folding l where {same}")
         failpoint("fold.inside")
@@ -92,3 +124,25 @@ def fold(session: Session, schema: TableSchema, through: int) -> int:
         session.execute("insert into fold_positions values (?, ?, ?)", [schema.name, end, now()])
         session.execute(_current_view(schema, end))
     return end
+
+
+def refresh_keys(session: Session, schema: TableSchema, keys: Sequence[str], key_hashes: Sequence[int]) -> None:
+    """Rebuild some keys of T_state from the log, as of where it is folded to. ``keys`` are their canonical texts."""
+    columns = ", ".join(map(quote, _columns(schema)))
+    state = quote(schema.state_name)
+    hashed = row_hash_duckdb([HashedColumn(name=c.name, type=c.type) for c in schema.key_columns])
+    newest = (
+        "select max(log_offset) from change_log where table_name = $table and schema_version > 0 "
+        "and key in (select unnest($keys)) and log_offset <= $applied group by key"
+    )
+    with session.transaction():
+        # a fold at the same time conflicts with this update: one of both is done again
+        session.execute("update fold_positions set updated_at = ? where table_name = ?", [now(), schema.name])
+        where = {"table": schema.name, "keys": list(keys), "applied": applied_offset(session, schema.name)}
+        offsets = ", ".join(f"{offset:d}" for (offset,) in session.rows(newest, where))
+        session.execute(f"delete from {state} where {hashed} in (select unnest(?::ubigint[]))", [list(key_hashes)])
+        if offsets:
+            session.execute(
+                f"insert into {state} ({columns}) select {columns} from {quote(schema.log_name)} "
+                f"where _offset in ({offsets}) and _op <> 'd'"
+            )
