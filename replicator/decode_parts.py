@@ -97,14 +97,16 @@ def rejection_table(read: StreamRead, found: Iterable[tuple[int, int, str, bytes
     )
 
 
-def text_column(values: Sequence[bytes], index: Sequence[int], name: str, rejections: Rejections) -> pa.Array:
+def text_column(
+    values: Sequence[bytes] | pa.BinaryArray, index: Sequence[int], name: str, rejections: Rejections
+) -> pa.Array:
     """Bytes as UTF-8 texts; an entry whose value is not UTF-8 is rejected and reads as null."""
-    column = pa.array(values, pa.binary())
+    column = values if isinstance(values, pa.Array) else pa.array(values, pa.binary())
     try:
         return column.cast(pa.string())
     except pa.ArrowInvalid:
         texts: list[str | None] = []
-        for place, value in enumerate(values):
+        for place, value in enumerate(column.to_pylist()):
             try:
                 texts.append(value.decode())
             except UnicodeDecodeError as error:

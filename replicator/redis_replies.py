@@ -11,6 +11,7 @@ from typing import Any
 from replicator.decode import StreamRead
 from replicator.errors import SourceRefused
 from replicator.model import EntryId, StreamPosition, entry_order
+from replicator.resp import EntryFields, EntryReply
 from replicator.witness import StreamDescription
 
 
@@ -78,9 +79,22 @@ def entries_passed(position: StreamPosition) -> int:
     return -1 if position.entries_unread is None else position.entries_unread + position.entries_read
 
 
+def stream_reads(positions: Mapping[str, StreamPosition], reply: Any) -> list[StreamRead]:
+    """What a reply to XREAD holds, stream by stream."""
+    if isinstance(reply, EntryReply):
+        return [_stream_read(positions, each.stream.decode(), each.ids, each.fields) for each in reply]
+    return [stream_read(positions, name.decode(), entries) for name, entries in reply or ()]
+
+
 def stream_read(positions: Mapping[str, StreamPosition], stream: str, entries: Sequence[Any]) -> StreamRead:
-    position = positions[stream]
     ids, fields = zip(*entries, strict=True) if entries else ((), ())
+    return _stream_read(positions, stream, ids, fields)
+
+
+def _stream_read(
+    positions: Mapping[str, StreamPosition], stream: str, ids: Sequence[bytes], fields: Sequence[Any]
+) -> StreamRead:
+    position = positions[stream]
     partly = position.last_entry_row is not None and bool(ids) and ids[0].decode() == position.last_entry_id
     return StreamRead(
         stream=stream,
@@ -93,5 +107,7 @@ def stream_read(positions: Mapping[str, StreamPosition], stream: str, entries: S
 
 def sampled_bytes(read: StreamRead) -> int:
     """About how many bytes the entries of a read hold, from every 32nd of them."""
+    if isinstance(read.fields, EntryFields):
+        return read.fields.nbytes
     sample = read.fields[::32]
     return sum(sum(map(len, entry)) for entry in sample if entry) * len(read.fields) // max(1, len(sample))

@@ -26,7 +26,9 @@ from replicator.redis_replies import (
     sampled_bytes,
     stands_between,
     stream_read,
+    stream_reads,
 )
+from replicator.resp import expect_entries
 from replicator.witness import Checked, Sighting, StreamDescription
 
 REPLY_BYTES_TARGET = 8 << 20
@@ -97,6 +99,7 @@ class RedisSource:
         try:
             with self._translated(), collector_paused():
                 connection = self._reading_connection()
+                expect_entries(connection)
                 connection.send_command(
                     "XREAD", "COUNT", count, "BLOCK", block, "STREAMS", *starts, *starts.values(), check_health=False
                 )
@@ -105,7 +108,7 @@ class RedisSource:
         except BaseException:
             self.disconnect()
             raise
-        reads = [stream_read(positions, name.decode(), entries) for name, entries in reply or ()]
+        reads = stream_reads(positions, reply)
         full = any(len(read.ids) >= count for read in reads)
         self._adapt_count(reads)
         return reads, full

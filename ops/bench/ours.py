@@ -18,7 +18,7 @@ from replicator.model import GENERIC_LANE, OffsetRange
 from replicator.service import Service, prepare_sink
 from replicator.sink import ClickHouseSink
 
-POLL_SECONDS = 0.002
+POLL_SECONDS = 0.02
 PATIENCE_SECONDS = 300
 
 
