@@ -105,6 +105,14 @@ def test_a_token_is_never_sent_to_something_else_on_the_port(
     assert "no replicator answers" in done.err
 
 
+def test_another_pipeline_on_the_same_address_is_not_taken_for_ours(replicator: Replicator) -> None:
+    replicator.start()
+    replicator.configure(sections='[serve]\nport = 0\n[pipeline]\nname = "other"')
+    done = replicator.command("sync")
+    assert done.code == 3
+    assert "pipeline main answers there" in done.err
+
+
 def test_without_the_token_a_command_says_where_it_should_be(replicator: Replicator) -> None:
     replicator.start()
     for role in ("admin", "read"):

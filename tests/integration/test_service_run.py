@@ -127,6 +127,25 @@ def test_a_second_service_on_the_same_file_names_the_first(replicator: Replicato
     assert "Traceback" not in answered.err
 
 
+def test_a_second_instance_on_the_same_pipeline_ends_with_the_owner_named(
+    replicator: Replicator, tmp_path: Path
+) -> None:
+    replicator.start()
+    replicator.until_status(lambda r: r["streams"][0]["last_entry_id"], "the pipeline is taken")
+    (tmp_path / "second").mkdir()
+    with Replicator(
+        directory=tmp_path / "second",
+        environment=replicator.environment,
+        database=replicator.database,
+        sections=replicator.sections,
+    ) as second:
+        assert second.start(ready=False).wait(30) == 3
+        *_, said, remedy = second.log_text.splitlines()
+    assert said.startswith("Error: pipeline 'main' belongs to instance")
+    assert "[pipeline] name" in remedy or "[database] path" in remedy
+    assert "Traceback" not in second.log_text
+
+
 @pytest.mark.parametrize("content", [b"this is no database\n" * 500, b""], ids=["text", "empty"])
 def test_a_file_that_is_no_database_is_refused_and_left_alone(replicator: Replicator, content: bytes) -> None:
     replicator.database_path.parent.mkdir()
