@@ -1,7 +1,8 @@
-"""What two sides of a table hold, as SQL and as differences: the questions that verify asks. Pure.
+"""What two sides of a table hold, as SQL and as differences, and which side is right: the reasoning of verify. Pure.
 
-Guarantees: both sides are asked for the same columns of the same offsets under the same schema version, so that equal
-sums mean equal rows.
+Three witnesses speak of every delivered batch: the log, the sink, and the checksum that was frozen before the first
+send. Guarantees: both sides are hashed over the same columns under the same schema version; a side is called wrong
+only where the other one, or a mixture of both, adds up to what was frozen.
 """
 
 from __future__ import annotations
@@ -10,24 +11,36 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from attrs import field, frozen
 
-from replicator.checksum import row_hash_clickhouse, row_hash_duckdb, sums_clickhouse, sums_duckdb
+from replicator.checksum import row_hash_clickhouse, row_hash_duckdb
 from replicator.lanes import ROW_HASH, Lane
-from replicator.model import OffsetRange
+from replicator.model import Checksum, OffsetRange
 from replicator.schema import quote, quote_clickhouse
 
-BUCKET_OFFSETS = 100_000
-FINE_OFFSETS = 1_000
+CHOICES_MAX = 1 << 16
+"""Mixtures of both sides that are tried to find which one was frozen."""
+Offsets = np.ndarray[Any, np.dtype[np.int64]]
+Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
 
 class Difference(StrEnum):
-    """How a row of the sink differs from the log."""
+    """How a row of the side at fault differs from what it should be."""
 
     MISSING = "missing"
     EXTRA = "extra"
     DIFFERENT = "different"
+    DOUBLED = "doubled"
+
+
+class Side(StrEnum):
+    """Who is at fault. ``unknown``: the two sides differ, and neither adds up to what was frozen."""
+
+    SINK = "sink"
+    LOG = "log"
+    UNKNOWN = "unknown"
 
 
 @frozen(kw_only=True)
@@ -37,57 +50,91 @@ class Mismatch:
     table: str
     offset: int
     kind: Difference
+    side: Side
     key: str | None = None
     columns: Mapping[str, tuple[str | None, str | None]] = field(factory=dict)
 
 
-def excluded_sql(column: str, ranges: Sequence[OffsetRange]) -> str:
-    """A condition that leaves out known ranges (parked, discarded)."""
-    return "".join(f" and {column} not between {r.first:d} and {r.last:d}" for r in ranges)
+@frozen(kw_only=True)
+class Segment:
+    """Consecutive delivered batches of one schema version, and what their frozen checksums add up to."""
+
+    schema_version: int
+    offsets: OffsetRange
+    batches: int
+    frozen: Checksum
 
 
-def log_sums_sql(lane: Lane, bucket: int, ranges: Sequence[OffsetRange]) -> str:
-    """DuckDB: (bucket, rows, first, last, hash sum, hash xor) per bucket of a range; parameters first, last."""
-    offset = lane.offset_column
+@frozen(kw_only=True)
+class Fault:
+    """Offsets at fault in the same way on the same side."""
+
+    side: Side
+    kind: Difference
+    offsets: Offsets
+
+
+# ── SQL ──
+
+
+def log_sums_sql(lane: Lane, parts: Sequence[OffsetRange]) -> str:
+    """DuckDB: (part, rows, hash sum, hash xor) per part of a range, what lies in none left out; parameters first, last."""
+    column = lane.offset_column
+    branches = " ".join(f"when {column} between {r.first:d} and {r.last:d} then {part}" for part, r in enumerate(parts))
     return (
-        f"select ({offset} - 1) // {bucket:d} as bucket, {sums_duckdb(ROW_HASH, offset)} "
-        f"from ({lane.batch_sql}) where true{excluded_sql(offset, ranges)} group by bucket"
+        f"select case {branches} end as part, count(*), "
+        f"(coalesce(sum({ROW_HASH}), 0) % 18446744073709551616::hugeint)::ubigint, bit_xor({ROW_HASH}) "
+        f"from ({lane.batch_sql}) where part is not null group by part"
     )
 
 
-def sink_sums_sql(lane: Lane, bucket: int, ranges: Sequence[OffsetRange]) -> str:
+def sink_sums_sql(lane: Lane, parts: Sequence[OffsetRange]) -> str:
     """ClickHouse: the same; parameters pipeline, first, last."""
-    hashed = f"select {lane.offset_column} as place, {lane.hash_clickhouse} as h from {_rows(lane, ranges)}"
-    return f"select intDiv(place - 1, {bucket:d}) as bucket, {sums_clickhouse('h', 'place')} from ({hashed}) group by bucket"
-
-
-def log_hashes_sql(lane: Lane, ranges: Sequence[OffsetRange]) -> str:
-    """DuckDB: (place, h) of every row of a range, in order."""
-    offset = lane.offset_column
-    return f"select {offset} as place, {ROW_HASH} as h from ({lane.batch_sql}) where true{excluded_sql(offset, ranges)} order by place"
-
-
-def sink_hashes_sql(lane: Lane, ranges: Sequence[OffsetRange]) -> str:
-    """ClickHouse: the same."""
+    branches = ", ".join(f"place between {r.first:d} and {r.last:d}, {part}" for part, r in enumerate(parts))
     return (
-        f"select {lane.offset_column} as place, {lane.hash_clickhouse} as h from {_rows(lane, ranges)} order by place"
+        f"select multiIf({branches}, -1) as part, count(), sum(h), groupBitXor(h) from ({_hashed(lane)}) "
+        "where part >= 0 group by part"
     )
 
 
-def _rows(lane: Lane, ranges: Sequence[OffsetRange]) -> str:
-    offset = lane.offset_column
+def log_hashes_sql(lane: Lane) -> str:
+    """DuckDB: (place, h) of every row of a range; parameters first, last."""
+    return f"select {lane.offset_column} as place, {ROW_HASH} as h from ({lane.batch_sql})"
+
+
+def sink_hashes_sql(lane: Lane) -> str:
+    """ClickHouse: the same; parameters pipeline, first, last."""
+    return _hashed(lane)
+
+
+def _hashed(lane: Lane) -> str:
+    """A row under another schema version than its batch gets another hash."""
     version = "schema_version" if lane.schema_version == 0 else "_schema_version"
+    hashed = f"{lane.hash_clickhouse} + ({version} != {lane.schema_version:d})"
     return (
-        f"{quote_clickhouse(lane.target)} final where _pipeline = {{pipeline:String}} "
-        f"and {offset} between {{first:Int64}} and {{last:Int64}} and {version} = {lane.schema_version:d}"
-        f"{excluded_sql(offset, ranges)}"
+        f"select {lane.offset_column} as place, toUInt64({hashed}) as h from {quote_clickhouse(lane.target)} final "
+        f"where _pipeline = {{pipeline:String}} and place between {{first:Int64}} and {{last:Int64}}"
+    )
+
+
+def sink_doubled_sql(lane: Lane, limit: int) -> str:
+    """ClickHouse: offsets that one send left there more than once; parameters pipeline, first, last."""
+    offset = lane.offset_column
+    return (
+        f"select distinct {offset} from (select _pipeline, {offset}, _send from {quote_clickhouse(lane.target)} "
+        f"where _pipeline = {{pipeline:String}} and {offset} between {{first:Int64}} and {{last:Int64}} "
+        f"group by _pipeline, {offset}, _send having count() > 1) limit {limit:d} "
+        "settings optimize_aggregation_in_order = 1"
     )
 
 
 def log_columns_sql(lane: Lane) -> str:
     """DuckDB: per row its offset, then for each hashed column its hash and its text; parameters first, last, offsets."""
     each = ", ".join(f"{row_hash_duckdb([c])}, {quote(c.name)}::varchar" for c in lane.hashed)
-    return f"select {lane.offset_column}, {each} from ({lane.batch_sql}) where {lane.offset_column} in (select unnest($offsets))"
+    return (
+        f"select {lane.offset_column}, {each} from ({lane.typed_sql}) "
+        f"where {lane.offset_column} in (select unnest($offsets))"
+    )
 
 
 def sink_columns_sql(lane: Lane) -> str:
@@ -106,27 +153,149 @@ def unequal_columns(lane: Lane, ours: Sequence[Any], theirs: Sequence[Any]) -> d
         at = 1 + 2 * place
         if ours[at] != theirs[at]:
             found[column.name] = (ours[at + 1], theirs[at + 1])
+    return found or {"_schema_version": ("as logged", "another")}
+
+
+# ── rows ──
+
+
+@frozen(kw_only=True)
+class Rows:
+    """(place, hash) of the rows of a range, in the order of places."""
+
+    places: Offsets
+    hashes: Hashes
+
+    @classmethod
+    def of(cls, table: pa.Table) -> Rows:
+        places = table["place"].to_numpy().astype(np.int64, copy=False)
+        hashes = table["h"].to_numpy().astype(np.uint64, copy=False)
+        order = np.argsort(places, kind="stable")
+        return cls(places=places[order], hashes=hashes[order])
+
+    @classmethod
+    def none(cls) -> Rows:
+        return cls(places=np.empty(0, np.int64), hashes=np.empty(0, np.uint64))
+
+    @classmethod
+    def unreadable(cls, place: int) -> Rows:
+        """A row whose hash is 0, which no frozen row's is but by a chance of 2^-64."""
+        return cls(places=np.array([place], np.int64), hashes=np.zeros(1, np.uint64))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Rows]) -> Rows:
+        places = np.concatenate([part.places for part in parts])
+        order = np.argsort(places, kind="stable")
+        return cls(places=places[order], hashes=np.concatenate([part.hashes for part in parts])[order])
+
+    def where(self, mask: np.ndarray[Any, np.dtype[np.bool_]]) -> Rows:
+        return Rows(places=self.places[mask], hashes=self.hashes[mask])
+
+    def at(self, place: int) -> list[int]:
+        first, last = np.searchsorted(self.places, [place, place + 1])
+        return [int(h) for h in self.hashes[first:last]]
+
+    @property
+    def checksum(self) -> Checksum:
+        return Checksum(
+            rows=len(self.places),
+            sum=int(np.add.reduce(self.hashes, dtype=np.uint64)),
+            xor=int(np.bitwise_xor.reduce(self.hashes, dtype=np.uint64)),
+        )
+
+
+def unequal_places(ours: Rows, theirs: Rows) -> Offsets:
+    """Places whose rows are not the same on both sides, in order."""
+    if np.array_equal(ours.places, theirs.places) and np.array_equal(ours.hashes, theirs.hashes):
+        repeated = ours.places[1:][ours.places[1:] == ours.places[:-1]]
+        return np.unique(repeated)
+    common, left, right = np.intersect1d(ours.places, theirs.places, return_indices=True)
+    parts = [
+        common[ours.hashes[left] != theirs.hashes[right]],
+        np.setxor1d(ours.places, theirs.places),
+        *(side.places[1:][side.places[1:] == side.places[:-1]] for side in (ours, theirs)),
+    ]
+    return np.unique(np.concatenate(parts))
+
+
+def faults(ours: Rows, theirs: Rows, frozen: Checksum, beside: Rows | None = None) -> list[Fault]:
+    """Who is at fault where, in one batch. ``beside``: rows of the batch that are not compared but were frozen with it."""
+    places = unequal_places(ours, theirs)
+    if not len(places):
+        return []
+    alike = ours.where(~np.isin(ours.places, places))
+    base = _plus(alike.checksum, beside.checksum if beside else _NOTHING)
+    unlike, other = (side.where(np.isin(side.places, places)) for side in (ours, theirs))
+    if _plus(base, unlike.checksum) == frozen:
+        return _faults_of(Side.SINK, places, right=unlike, wrong=other)
+    if _plus(base, other.checksum) == frozen:
+        return _faults_of(Side.LOG, places, right=other, wrong=unlike)
+    return _mixed_faults(places, unlike, other, base, frozen)
+
+
+_NOTHING = Checksum(rows=0, sum=0, xor=0)
+
+
+def _plus(one: Checksum, other: Checksum) -> Checksum:
+    return Checksum(rows=one.rows + other.rows, sum=(one.sum + other.sum) % (1 << 64), xor=one.xor ^ other.xor)
+
+
+def _faults_of(side: Side, places: Offsets, *, right: Rows, wrong: Rows) -> list[Fault]:
+    """All of one side's faults, when the other side is right everywhere."""
+    missing = np.isin(places, wrong.places, invert=True)
+    extra = np.isin(places, right.places, invert=True)
+    repeated = wrong.places[1:][wrong.places[1:] == wrong.places[:-1]]
+    doubled = np.isin(places, repeated) & ~extra
+    kinds = {
+        Difference.MISSING: missing,
+        Difference.EXTRA: extra,
+        Difference.DOUBLED: doubled,
+        Difference.DIFFERENT: ~(missing | extra | doubled),
+    }
+    return [Fault(side=side, kind=kind, offsets=places[mask]) for kind, mask in kinds.items() if mask.any()]
+
+
+def _mixed_faults(places: Offsets, ours: Rows, theirs: Rows, base: Checksum, frozen: Checksum) -> list[Fault]:
+    """Where one side is right here and the other there: the only mixture that adds up to what was frozen."""
+    options: list[list[int | None]] = []
+    for place in places[:64].tolist():
+        left, right = ours.at(place), theirs.at(place)
+        absent: list[int | None] = [None] if not left or not right else []
+        options.append([*dict.fromkeys([*left, *right]), *absent])
+    truth = _chosen(options, base, frozen) if len(places) <= 64 else None
+    if truth is None:
+        return [Fault(side=Side.UNKNOWN, kind=kind, offsets=at) for kind, at in _kinds(places, ours, theirs)]
+    found: list[Fault] = []
+    for place, chosen in zip(places.tolist(), truth, strict=True):
+        rows = [] if chosen is None else [chosen]
+        right = Rows(places=np.full(len(rows), place, np.int64), hashes=np.array(rows, np.uint64))
+        for side, held in ((Side.LOG, ours), (Side.SINK, theirs)):
+            if held.at(place) != rows:
+                one = held.where(held.places == place)
+                found += _faults_of(side, np.array([place], np.int64), right=right, wrong=one)
     return found
 
 
-Sums = Mapping[int, tuple[int, ...]]
+def _kinds(places: Offsets, ours: Rows, theirs: Rows) -> list[tuple[Difference, Offsets]]:
+    return [(f.kind, f.offsets) for f in _faults_of(Side.UNKNOWN, places, right=ours, wrong=theirs)]
 
 
-def unequal_buckets(ours: Sums, theirs: Sums) -> list[int]:
-    """Buckets whose sums differ, in order."""
-    return sorted(bucket for bucket in ours.keys() | theirs.keys() if ours.get(bucket) != theirs.get(bucket))
-
-
-def unequal_offsets(ours: pa.Table, theirs: pa.Table) -> dict[int, Difference]:
-    """Offsets at fault from two tables (place, h), each sorted by offset."""
-    left = dict(zip(ours["place"].to_pylist(), ours["h"].to_pylist(), strict=True))
-    right = dict(zip(theirs["place"].to_pylist(), theirs["h"].to_pylist(), strict=True))
-    found: dict[int, Difference] = {}
-    for at in sorted(left.keys() | right.keys()):
-        if at not in right:
-            found[at] = Difference.MISSING
-        elif at not in left:
-            found[at] = Difference.EXTRA
-        elif left[at] != right[at]:
-            found[at] = Difference.DIFFERENT
-    return found
+def _chosen(options: Sequence[Sequence[int | None]], base: Checksum, frozen: Checksum) -> list[int | None] | None:
+    """One option per place so that all add up to what was frozen; None where none does, or too many would have to be tried."""
+    if np.prod([float(len(each)) for each in options]) > CHOICES_MAX:
+        return None
+    rows = np.array([base.rows], np.int64)
+    total, xor = np.array([base.sum], np.uint64), np.array([base.xor], np.uint64)
+    for each in options:
+        hashes = np.array([each_hash or 0 for each_hash in each], np.uint64)
+        counts = np.array([each_hash is not None for each_hash in each], np.int64)
+        rows = (rows[:, None] + counts).ravel()
+        total, xor = (total[:, None] + hashes).ravel(), (xor[:, None] ^ hashes).ravel()
+    found = np.flatnonzero((rows == frozen.rows) & (total == np.uint64(frozen.sum)) & (xor == np.uint64(frozen.xor)))
+    if len(found) != 1:
+        return None
+    index, chosen = int(found[0]), []
+    for each in reversed(options):
+        index, place = divmod(index, len(each))
+        chosen.append(each[place])
+    return chosen[::-1]

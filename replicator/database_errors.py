@@ -11,6 +11,8 @@ from replicator.errors import DatabaseUnavailable, LogCorrupt, ReplicatorError
 
 _DAMAGE = re.compile(r"Could not read enough bytes|[Cc]orrupt|checksum .* does not match")
 NO_MEMORY = re.compile(r"(?:failed to|could not) (?:pin|allocate)|[Oo]ut of [Mm]emory")
+UNREADABLE = (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.OutOfRangeException)
+"""What a statement raises that meets a stored value it cannot read."""
 _STORAGE = (duckdb.IOException, duckdb.ConnectionException, duckdb.FatalException, duckdb.InternalException)
 
 

@@ -1,230 +1,237 @@
-"""Repair: make the sink agree with the log where verify found that it does not.
+"""Repair: make log and sink agree again where verify found that they do not, on the side that is at fault.
 
-Guarantees: exactly the offsets at fault are sent again, under a new send, with the versions they were logged with;
-rows that the log does not have are archived before they are removed; in T_state only exact (key, version) pairs are
-deleted, and each touched key's newest logged change is sent anew. Never touches the main checkpoint.
+Guarantees: the log is never sent over a sink that is right, nor the sink fetched over a log that is; exactly what is at
+fault is touched, then everything is compared again. Never moves a checkpoint forward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-import numpy as np
-import pyarrow as pa
 import structlog
-from attrs import field, frozen
+from attrs import define, evolve
 
 from replicator.catalog import Catalog
-from replicator.compare import Difference
 from replicator.controls import record_action
 from replicator.database import Session, now, statement
-from replicator.lanes import ROW_HASH, Lane
-from replicator.ledger import Ledger
-from replicator.model import GENERIC_LANE, Checksum, OffsetRange, version_of
-from replicator.schema import TableSchema, quote_clickhouse
-from replicator.sink import ClickHouseSink, LedgerRow, Send
-from replicator.verify import TableResult, Verifier, VerifyReport, VerifyRequest
+from replicator.errors import DatabaseUnavailable, SinkMisshapen
+from replicator.lanes import Lane
+from replicator.model import GENERIC_LANE, OffsetRange
+from replicator.repair_log import LogMender
+from replicator.repair_plan import RepairPlan, RepairReport, TablePlan, plan_for
+from replicator.repair_sink import SinkMender, checksum_of
+from replicator.sink import ClickHouseSink, LedgerRow
+from replicator.verify import Progress, Verifier
+from replicator.verify_report import Batch, VerifyRequest
 
-OFFSETS_MAX = 50_000
-"""Offsets sent again in one insert."""
+ROUNDS_MAX = 4
+"""What was hidden behind a fault shows when that is mended."""
+CONFLICT_SECONDS = (0.05, 0.2, 0.5, 1, 2)
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
 
-@frozen(kw_only=True)
-class RepairPlan:
-    """What a repair does, or would do."""
-
-    resend: dict[str, tuple[int, ...]]
-    remove: dict[str, tuple[int, ...]]
-    state_versions: dict[str, tuple[int, ...]] = field(factory=dict)
-    """Versions in T_state that differ from the log; deleted there, their keys' newest changes sent anew."""
-    ledger: tuple[tuple[str, int, int], ...] = ()
-
-    @property
-    def is_empty(self) -> bool:
-        return not (
-            any(self.resend.values()) or any(self.remove.values()) or any(self.state_versions.values()) or self.ledger
-        )
-
-
-@frozen(kw_only=True)
-class RepairReport:
-    """What was found, what was done, and what a second look says."""
-
-    before: VerifyReport
-    plan: RepairPlan
-    sent_rows: int
-    removed_rows: int
-    after: VerifyReport | None
-
-
-@frozen(kw_only=True)
+@define
 class Repairer:
-    """Mends with a session of its own. ``next_send`` hands out send numbers durably."""
+    """Mends with a session of its own, beside the loops. ``next_send`` hands out send numbers durably."""
 
     session: Session
     sink: ClickHouseSink
     catalog: Catalog
-    ledger: Ledger
     verifier: Verifier
     pipeline: str
     instance_id: str
     timeline: int
     next_send: Callable[[], int]
 
-    def repair(self, request: VerifyRequest, *, actor: str, dry_run: bool = False) -> RepairReport:
+    def repair(
+        self, request: VerifyRequest, *, actor: str, dry_run: bool = False, progress: Progress | None = None
+    ) -> RepairReport:
         """Verify, mend, verify again. A dry run only says what it would do."""
-        before = self.verifier.verify(request)
+        before = self.verifier.verify(request, progress)
         plan = plan_for(before)
+        report = RepairReport(before=before, plan=plan, dry_run=dry_run)
         if dry_run or plan.is_empty:
-            return RepairReport(before=before, plan=plan, sent_rows=0, removed_rows=0, after=None)
-        removed = sum(self._remove(name, offsets) for name, offsets in plan.remove.items())
-        sent = sum(self.resend(name, offsets) for name, offsets in plan.resend.items())
-        for name, versions in plan.state_versions.items():
-            sent += 0 if not versions else self._renew_state(name, versions)
-        for name in {*plan.remove, *plan.resend}:
-            sent += self._renew_touched(name, [*plan.remove.get(name, ()), *plan.resend.get(name, ())])
-        self._rewrite_ledger(plan.ledger)
-        after = self.verifier.verify(request)
-        effect = f"sent {sent}, removed {removed}, {after.mismatches} mismatches left"
-        record_action(self.session, actor, "repair", ",".join(request.tables) or "all tables", effect)
-        log.info("repaired", sent=sent, removed=removed, left=after.mismatches)
-        return RepairReport(before=before, plan=plan, sent_rows=sent, removed_rows=removed, after=after)
-
-    # ── sending again ──
-
-    def resend(self, name: str, offsets: Sequence[int]) -> int:
-        """Send logged changes of a lane again, under a new send. Returns how many."""
-        sent = 0
-        for lane in self.verifier.lanes(name):
-            for some in _slices(sorted(offsets), OFFSETS_MAX):
-                sent += self._send(lane, some)
-        return sent
-
-    def _send(self, lane: Lane, offsets: Sequence[int]) -> int:
-        where = {"first": offsets[0], "last": offsets[-1]}
-        sql = f"from ({lane.batch_sql}) where {lane.offset_column} in (select unnest($offsets))"
-        table = self.session.arrow(sql, {**where, "offsets": list(offsets)})
-        if table.num_rows == 0:
-            return 0
-        hashes = table[ROW_HASH].to_numpy()
-        checksum = Checksum(
-            rows=table.num_rows,
-            sum=int(np.add.reduce(hashes, dtype=np.uint64)),
-            xor=int(np.bitwise_xor.reduce(hashes, dtype=np.uint64)),
-        )
-        send = Send(
+            return report
+        after, rounds = before, 0
+        sink = SinkMender(
+            session=self.session,
+            sink=self.sink,
             pipeline=self.pipeline,
-            target=lane.target,
-            offsets=OffsetRange(first=offsets[0], last=offsets[-1]),
-            checksum=checksum,
-            send=version_of(self.timeline, self.next_send()),
-            attempt=1,
+            timeline=self.timeline,
+            next_send=self.next_send,
         )
-        rows = table.num_rows
-        batch = table.drop_columns([ROW_HASH]).combine_chunks()
-        batch = batch.append_column("_pipeline", pa.repeat(self.pipeline, rows))
-        self.sink.insert(send, batch.append_column("_send", pa.repeat(pa.scalar(send.send, pa.uint64()), rows)))
-        return rows
-
-    # ── rows the log does not have ──
-
-    def _remove(self, name: str, offsets: Sequence[int]) -> int:
-        """Archive and delete rows of T_log that the log does not hold, and their versions in T_state."""
-        if not offsets:
-            return 0
-        lane = self.verifier.lanes(name)[-1]
-        table, column = quote_clickhouse(lane.target), lane.offset_column
-        where = f"_pipeline = {{pipeline:String}} and {column} in {{offsets:Array(Int64)}}"
-        parameters = {"pipeline": self.pipeline, "offsets": list(offsets)}
-        self._archive(name, f"select toJSONString(tuple(*)), {column} from {table} where {where}", parameters)
-        versions: list[int] = []
-        if name != GENERIC_LANE:
-            versions = [
-                v for (v,) in self.sink.rows(f"select distinct _version from {table} where {where}", parameters)
-            ]
-        literal_offsets = ", ".join(f"{offset:d}" for offset in offsets)
-        self.sink.command(
-            f"delete from {table} where _pipeline = {_text(self.pipeline)} and {column} in ({literal_offsets})"
+        mender = LogMender(session=self.session, sink=self.sink, pipeline=self.pipeline)
+        while rounds < ROUNDS_MAX:
+            todo = plan_for(after)
+            if todo.is_empty:
+                break
+            self._mend(todo, sink, mender)
+            rounds += 1
+            after = self.verifier.verify(request, progress)
+        report = evolve(
+            report,
+            sent_rows=sink.sent_rows,
+            removed_rows=sink.removed_rows,
+            log_rows=mender.log_rows,
+            state_rows=sink.state_rows + mender.state_rows,
+            rounds=rounds,
+            after=after,
         )
-        ours = self._logged(name, versions)
-        self._delete_state(name, [v for v in versions if v not in ours])
-        return len(offsets)
+        effect = (
+            f"{before.mismatches} mismatches: sent {report.sent_rows}, removed {report.removed_rows}, put right "
+            f"{report.log_rows} in the log and {report.state_rows} keys; {after.mismatches} left"
+        )
+        self._settled(
+            lambda: record_action(self.session, actor, "repair", ", ".join(request.tables) or "all tables", effect)
+        )
+        log.info("repaired", sent=report.sent_rows, removed=report.removed_rows, left=after.mismatches)
+        return report
 
-    def _logged(self, name: str, versions: Sequence[int]) -> set[int]:
-        sql = "select version from change_log where table_name = ? and version in (select unnest(?::ubigint[]))"
-        return {v for (v,) in self.session.rows(sql, [name, list(versions)])} if versions else set()
+    def _mend(self, plan: RepairPlan, sink: SinkMender, mender: LogMender) -> None:
+        for table in plan.tables:
+            self._mend_log(table, mender)
+        for table in plan.tables:
+            if table.make:
+                self._make(table.table)
+            self._mend_sink(table, sink)
+            self._mend_state(table, sink, mender)
+            self._mend_records(table, sink)
+        self._mend_ledger(plan.ledger)
 
-    def _archive(self, name: str, sql: str, parameters: dict[str, object]) -> None:
-        at = now()
-        rows = [(at, name, offset, text) for text, offset in self.sink.rows(sql, parameters)]
-        with self.session.transaction():
-            for row in rows:
-                self.session.execute("insert into removed_rows values (?, ?, ?, ?)", list(row))
+    # ── rows ──
 
-    # ── state ──
+    def _mend_log(self, plan: TablePlan, mender: LogMender) -> None:
+        for lane in self._lanes(plan.table):
+            self._settled(lambda lane=lane: mender.remove(lane, plan.log_remove))  # type: ignore[misc]
+            self._settled(lambda lane=lane: mender.make_single(lane, plan.log_single))  # type: ignore[misc]
+            self._settled(lambda lane=lane: mender.fetch_back(lane, plan.log_fetch))  # type: ignore[misc]
 
-    def _renew_state(self, name: str, versions: Sequence[int]) -> int:
-        """Versions of T_state at fault: those are deleted, and their keys' newest changes sent anew."""
-        schema = self.catalog.history(name)[-1]
-        keys = self._state_keys(schema, versions)
-        self._delete_state(name, versions)
-        offsets = self._newest(schema, [*keys, *self._keys_of_versions(name, versions)])
-        return self.resend(name, offsets)
+    def _mend_sink(self, plan: TablePlan, sink: SinkMender) -> None:
+        lanes = self._lanes(plan.table)
+        if plan.sink_remove:
+            keys = sink.remove(lanes[-1], plan.sink_remove)
+            schema = self.verifier.schema(plan.table)
+            if schema is not None:
+                sink.renew_keys(lambda version: self.catalog.lane(plan.table, version), schema, keys)
+        for lane in lanes:
+            sink.resend(lane, plan.resend)
+            send = sink.resend(lane, plan.sink_single)
+            if send:
+                sink.remove_older(lane, plan.sink_single, send)
 
-    def _renew_touched(self, name: str, offsets: Sequence[int]) -> int:
-        """The newest logged change of every key that a removed or resent row belongs to."""
-        if name == GENERIC_LANE or not offsets:
-            return 0
-        sql = "select distinct key from change_log where table_name = ? and log_offset in (select unnest(?::bigint[]))"
-        keys = [key for (key,) in self.session.rows(sql, [name, list(offsets)])]
-        newest = self._newest(self.catalog.history(name)[-1], keys)
-        return self.resend(name, sorted(set(newest) - set(offsets)))
-
-    def _delete_state(self, name: str, versions: Sequence[int]) -> None:
-        if name == GENERIC_LANE or not versions:
+    def _mend_state(self, plan: TablePlan, sink: SinkMender, mender: LogMender) -> None:
+        schema = self.verifier.schema(plan.table)
+        if schema is None:
             return
-        state = quote_clickhouse(self.catalog.history(name)[-1].state_name)
-        for some in _slices(sorted(versions), OFFSETS_MAX):
-            listed = ", ".join(f"{version:d}" for version in some)
-            self.sink.command(f"delete from {state} where _version in ({listed})")
+        if plan.log_state:
+            keys = [fault.key for fault in plan.log_state if fault.key is not None]
+            hashes = [fault.key_hash for fault in plan.log_state]
+            self._settled(lambda: mender.renew_state(schema, keys, hashes))
+        if plan.sink_state:
+            sink.renew_state(lambda version: self.catalog.lane(plan.table, version), schema, plan.sink_state)
 
-    def _state_keys(self, schema: TableSchema, versions: Sequence[int]) -> list[str]:
-        """Canonical keys of T_state's rows of these versions, through the log table's own column."""
-        log_table = quote_clickhouse(schema.log_name)
-        sql = f"select distinct _key from {log_table} where _version in {{versions:Array(UInt64)}}"
-        return [key for (key,) in self.sink.rows(sql, {"versions": list(versions)})]
+    def _lanes(self, name: str) -> list[Lane]:
+        """The table's lanes, one per schema version, oldest first."""
+        versions = [0] if name == GENERIC_LANE else [schema.schema_version for schema in self.catalog.history(name)]
+        return [self.catalog.lane(name, version) for version in versions]
 
-    def _keys_of_versions(self, name: str, versions: Sequence[int]) -> list[str]:
-        sql = "select distinct key from change_log where table_name = ? and version in (select unnest(?::ubigint[]))"
-        return [key for (key,) in self.session.rows(sql, [name, list(versions)])]
+    def _make(self, name: str) -> None:
+        """Make what is missing of the table's places in ClickHouse. Raises SinkMisshapen where one has another shape."""
+        try:
+            self.catalog.ensure(self.sink, self.catalog.lane(name, 0))
+        except SinkMisshapen:  # they had been there: now the catalog knows that they have to be made anew
+            self.catalog.ensure(self.sink, self.catalog.lane(name, 0))
 
-    def _newest(self, schema: TableSchema, keys: Sequence[str]) -> list[int]:
-        """The offset of each key's newest change that was sent."""
-        if not keys:
-            return []
-        rows = self.session.rows(statement("verify/newest"), {"table": schema.name, "keys": sorted(set(keys))})
-        return [offset for (offset,) in rows]
+    # ── records ──
 
-    # ── the ledger ──
+    def _mend_records(self, plan: TablePlan, sink: SinkMender) -> None:
+        for batch in plan.records:
+            self._correct_record(batch)
+        for batch in plan.cover:
+            self._cover(batch, sink)
+        if plan.checkpoint:
+            self._settled(lambda: self.session.execute(statement("verify/lower_checkpoint"), {"table": plan.table}))
 
-    def _rewrite_ledger(self, missing: Sequence[tuple[str, int, int]]) -> None:
+    def _correct_record(self, batch: Batch) -> None:
+        """A batch's record takes the checksum that both sides hold, where the sink's ledger says the same."""
+        held = self._held(batch)
+        if held is None:
+            return
+        rows, checksum = held
+        sql = (
+            "select count() from replicator_batches final where pipeline = {pipeline:String} and table_name = {table:String} "
+            "and first_offset = {first:Int64} and last_offset = {last:Int64} and checksum = {checksum:String}"
+        )
+        where = {"pipeline": self.pipeline, "table": batch.table, "first": batch.first, "last": batch.last}
+        if self.sink.scalar(sql, {**where, "checksum": checksum}):
+            parameters = {
+                "table": batch.table,
+                "first": batch.first,
+                "last": batch.last,
+                "checksum": checksum,
+                "rows": rows,
+            }
+            self._settled(lambda: self.session.execute(statement("verify/correct_record"), parameters))
+
+    def _held(self, batch: Batch) -> tuple[int, str] | None:
+        """Rows and checksum of the batch as the log holds it."""
+        found = self.session.row(
+            statement("verify/batch"), {"table": batch.table, "first": batch.first, "last": batch.last}
+        )
+        if found is None:
+            return None
+        lane = self.catalog.lane(batch.table, found[4])
+        rows = self.session.arrow(lane.batch_sql, {"first": batch.first, "last": batch.last})
+        checksum = checksum_of(rows)
+        return checksum.rows, str(checksum)
+
+    def _cover(self, batch: Batch, sink: SinkMender) -> None:
+        """Send a range that no batch covers, then record it as one."""
+        offsets = OffsetRange(first=batch.first, last=batch.last)
+        for lane in self._lanes(batch.table):
+            table = self.session.arrow(
+                f"from ({lane.batch_sql}) order by {lane.offset_column}", {"first": batch.first, "last": batch.last}
+            )
+            if not table.num_rows:
+                continue
+            sent = sink.send(lane, offsets, table)
+            row = {"table": batch.table, "first": batch.first, "last": batch.last, "rows": table.num_rows, "at": now()}
+            row |= {"checksum": str(checksum_of(table)), "schema_version": lane.schema_version}
+            row["send_seq"] = sent & ((1 << 48) - 1)
+            self._settled(lambda row=row: self.session.execute(statement("verify/cover"), row))  # type: ignore[misc]
+
+    def _mend_ledger(self, batches: Sequence[Batch]) -> None:
         rows = []
-        for table, first, last in missing:
-            found = self.session.row(statement("verify/batch"), {"table": table, "first": first, "last": last})
+        for batch in batches:
+            where = {"table": batch.table, "first": batch.first, "last": batch.last}
+            found = self.session.row(statement("verify/batch"), where)
             if found is not None:
-                rows.append(self._ledger_row(table, first, last, found))
+                rows.append(self._ledger_row(batch, found))
+            else:
+                self._remove_ledger_row(batch)
         if rows:
             self.sink.record(rows)
 
-    def _ledger_row(self, table: str, first: int, last: int, found: Sequence[object]) -> LedgerRow:
-        row_count, checksum, send_seq, delivered_at = found
+    def _remove_ledger_row(self, batch: Batch) -> None:
+        """A row of the ledger that is no batch of ours."""
+        sql = (
+            "delete from replicator_batches where pipeline = {pipeline:String} and table_name = {table:String} "
+            "and first_offset = {first:Int64} and last_offset = {last:Int64}"
+        )
+        where = {"pipeline": self.pipeline, "table": batch.table, "first": batch.first, "last": batch.last}
+        self.sink.command(sql, parameters=where)
+
+    def _ledger_row(self, batch: Batch, found: Sequence[object]) -> LedgerRow:
+        row_count, checksum, send_seq = found[:3]
         return LedgerRow(
             pipeline=self.pipeline,
-            table_name=table,
-            first_offset=first,
-            last_offset=last,
+            table_name=batch.table,
+            first_offset=batch.first,
+            last_offset=batch.last,
             row_count=int(str(row_count)),
             checksum=str(checksum),
             status="delivered",
@@ -235,24 +242,13 @@ class Repairer:
             delivered_at=now(),
         )
 
-
-def plan_for(report: VerifyReport) -> RepairPlan:
-    """What mends a report's findings."""
-    resend = {t.table: _offsets(t, Difference.MISSING, Difference.DIFFERENT) for t in report.tables}
-    remove = {t.table: _offsets(t, Difference.EXTRA) for t in report.tables}
-    state = {t.table: tuple(p.version for p in t.problems if p.version is not None) for t in report.tables}
-    ledger = tuple(p.batch for p in report.problems if p.batch is not None)
-    return RepairPlan(resend=resend, remove=remove, state_versions=state, ledger=ledger)
-
-
-def _offsets(result: TableResult, *kinds: Difference) -> tuple[int, ...]:
-    return tuple(m.offset for m in result.mismatches if m.kind in kinds)
-
-
-def _slices(values: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for start in range(0, len(values), size):
-        yield values[start : start + size]
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    def _settled(self, write: Callable[[], T]) -> T:
+        """Do a short write again while it meets another of the loops' transactions."""
+        for seconds in CONFLICT_SECONDS:
+            try:
+                return write()
+            except DatabaseUnavailable as error:
+                if error.code != "conflict":
+                    raise
+                time.sleep(seconds)
+        return write()

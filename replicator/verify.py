@@ -1,95 +1,59 @@
-"""Verify: compare log and sink range by range, down to the row, and say what differs.
+"""Verify: compare log and sink, table by table, down to the row, the key and the record.
 
-Guarantees: only offsets at or below a lane's checkpoint are compared, less the parked and discarded ranges; what is
-reported was re-read once before it was said. Only reads: `repair` mends.
+Guarantees: only what was delivered is compared, less what is parked, discarded or expired; a row or key is called wrong
+when sums differed and a second, closer look found it. Only reads: `repair` mends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 
 import structlog
-from attrs import field, frozen
+from attrs import define, evolve, field
 
 from replicator.catalog import Catalog
-from replicator.compare import (
-    BUCKET_OFFSETS,
-    FINE_OFFSETS,
-    Difference,
-    Mismatch,
-    Sums,
-    log_columns_sql,
-    log_hashes_sql,
-    log_sums_sql,
-    sink_columns_sql,
-    sink_hashes_sql,
-    sink_sums_sql,
-    unequal_buckets,
-    unequal_columns,
-    unequal_offsets,
-)
+from replicator.compare import Side
 from replicator.database import Session, now, statement
+from replicator.database_errors import UNREADABLE
+from replicator.errors import UsageError
 from replicator.lanes import Lane
 from replicator.model import GENERIC_LANE, OffsetRange
-from replicator.schema import quote_clickhouse
+from replicator.schema import TableSchema, quote_clickhouse
 from replicator.sink import ClickHouseSink
-from replicator.verify_invariants import Problem, log_problems, state_problems
+from replicator.verify_breaks import breaks
+from replicator.verify_ledger import LedgerComparison, beyond
+from replicator.verify_report import Invariant, Problem, TableResult, VerifyReport, VerifyRequest
+from replicator.verify_rows import RowComparison, Scope
+from replicator.verify_state import StateComparison
 
-DETAILED_MAX = 1_000
-"""Rows at fault whose columns are compared one by one; of the others the offset and the kind are said."""
-SPAN_OFFSETS = 2_000_000
-"""Offsets whose sums are asked for at a time."""
+EXPIRY_SLACK = timedelta(hours=1)
+"""Rows so near to the end of their time in T_log may go while they are compared."""
 
 log = structlog.get_logger(__name__)
-Progress = Callable[[int, int], None]
-"""Called with (rows compared, rows to compare)."""
 
 
-@frozen(kw_only=True)
-class VerifyRequest:
-    """What to compare. ``tables`` empty: all; ``first`` and ``last`` bound the offsets."""
+@define
+class Progress:
+    """How far a comparison has come. ``step`` is called after each piece of work with the seconds it took."""
 
-    tables: tuple[str, ...] = ()
-    first: int = 1
-    last: int | None = None
-    state: bool = True
-    """Whether T is compared key by key, too."""
+    rows: int = 0
+    rows_expected: int = 0
+    what: str = ""
+    step: Callable[[float], None] = lambda _: None
+    _since: float = field(factory=time.monotonic)
 
-
-@frozen(kw_only=True)
-class TableResult:
-    """One lane's comparison. ``rows`` were compared in ``offsets``; None where the lane has none."""
-
-    table: str
-    offsets: OffsetRange | None
-    rows: int
-    mismatches: tuple[Mismatch, ...] = ()
-    problems: tuple[Problem, ...] = ()
+    def compared(self, rows: int) -> None:
+        self.rows += rows
+        seconds = time.monotonic() - self._since
+        self.step(seconds)
+        self._since = time.monotonic()
 
 
-@frozen(kw_only=True)
-class VerifyReport:
-    """The whole answer. ``problems`` are broken invariants that belong to no single table."""
-
-    started_at: datetime
-    finished_at: datetime
-    tables: tuple[TableResult, ...]
-    problems: tuple[Problem, ...] = field(default=())
-
-    @property
-    def mismatches(self) -> int:
-        """Rows and invariants at fault."""
-        return len(self.problems) + sum(len(t.mismatches) + len(t.problems) for t in self.tables)
-
-    @property
-    def rows(self) -> int:
-        return sum(table.rows for table in self.tables)
-
-
-@frozen(kw_only=True)
+@define
 class Verifier:
-    """Compares with a session of its own; several may run beside the loops."""
+    """Compares with a session of its own, beside the loops. One comparison at a time per verifier."""
 
     session: Session
     sink: ClickHouseSink
@@ -98,66 +62,68 @@ class Verifier:
     failed_table: str = '"failed_syncs"'
 
     def verify(self, request: VerifyRequest, progress: Progress | None = None) -> VerifyReport:
-        """Compare everything asked for. Raises SinkUnavailable; an answer is whole or not given."""
+        """Compare everything asked for. Raises SinkUnavailable or UsageError; an answer is whole or not given."""
+        progress = progress or Progress()
         started = now()
-        checkpoints = self._checkpoints()
-        names = request.tables or tuple(dict.fromkeys([*self.catalog.current, *checkpoints]))
-        total = sum(self._last(request, checkpoints.get(name, 0)) for name in names)
-        done, results = 0, []
-        for name in names:
-            last = self._last(request, checkpoints.get(name, 0))
-            results.append(self._table(name, request, last))
-            done += last
-            if progress:
-                progress(done, total)
-        problems = tuple(log_problems(self.session, self.sink, self.pipeline, self.failed_table))
-        report = VerifyReport(started_at=started, finished_at=now(), tables=tuple(results), problems=problems)
+        checkpoints = self._checkpoints(request)
+        scopes = {name: self._scope(name, request, checkpoints.get(name, 0)) for name in self._names(request)}
+        existing = self._existing(scopes)
+        comparisons = {
+            name: self._rows(name, scope, request, progress, exists=self.target(name) in existing)
+            for name, scope in scopes.items()
+            if scope is not None
+        }
+        for comparison in comparisons.values():
+            progress.rows_expected += sum(segment.frozen.rows for segment in comparison.segments())
+        results = []
+        for name, scope in scopes.items():
+            progress.what = name
+            results.append(self._table(name, scope, comparisons.get(name), request, existing))
+            progress.compared(0)
+        progress.what = "the ledger"
+        problems = self._ledger(checkpoints).run() if request.whole and not request.tables else []
+        report = VerifyReport(
+            started_at=started, finished_at=now(), request=request, tables=tuple(results), problems=tuple(problems)
+        )
         log.info("verified", rows=report.rows, mismatches=report.mismatches)
         return report
 
-    def _checkpoints(self) -> dict[str, int]:
+    # ── what is compared ──
+
+    def _checkpoints(self, request: VerifyRequest) -> dict[str, int]:
         """Up to where each lane's offsets are in the sink, or parked."""
-        return {name: offset for name, offset in self.session.rows(statement("verify/checkpoints")) if offset}
+        before = now() - timedelta(seconds=request.watermark_age_seconds)
+        return dict(self.session.rows(statement("verify/checkpoints"), {"before": before}))
 
-    def _last(self, request: VerifyRequest, checkpoint: int) -> int:
-        return min(checkpoint, request.last or checkpoint)
+    def _names(self, request: VerifyRequest) -> tuple[str, ...]:
+        seen = [name for (name,) in self.session.rows("select distinct table_name from sync_batches order by 1")]
+        known = tuple(dict.fromkeys([*self.catalog.current, *seen, GENERIC_LANE]))
+        unknown = [name for name in request.tables if name not in known]
+        if unknown:
+            raise UsageError(f"there is no table {', '.join(unknown)}", hint=f"there are {', '.join(known)}")
+        return request.tables or known
 
-    def _table(self, name: str, request: VerifyRequest, last: int) -> TableResult:
-        mismatches: list[Mismatch] = [] if request.last else self._beyond(name)
-        rows = 0
-        known = self.known_ranges(name)
-        for lane in self.lanes(name):
-            for first in range(request.first, last + 1, SPAN_OFFSETS):
-                span = OffsetRange(first=first, last=min(last, first + SPAN_OFFSETS - 1))
-                compared, found = self._span(lane, span, known)
-                rows += compared
-                mismatches += found
-        problems: list[Problem] = []
-        if request.state and name != GENERIC_LANE and last:
-            problems = state_problems(self.session, self.sink, self.catalog.history(name)[-1])
-        offsets = OffsetRange(first=request.first, last=last) if last >= request.first else None
-        return TableResult(
-            table=name, offsets=offsets, rows=rows, mismatches=tuple(joined(mismatches)), problems=tuple(problems)
-        )
+    def _scope(self, name: str, request: VerifyRequest, checkpoint: int) -> Scope | None:
+        last = checkpoint if request.last is None else min(checkpoint, request.last)
+        low = self.oldest(name)
+        first = max(request.first, low)
+        if last < first:
+            return None
+        known = tuple(self.known_ranges(name))
+        offsets = OffsetRange(first=first, last=last)
+        return Scope(table=name, offsets=offsets, checkpoint=checkpoint, low=low, known=known)
 
-    def _beyond(self, name: str) -> list[Mismatch]:
-        """Rows of the sink above everything that was ever frozen for the lane."""
-        row = self.session.row("select coalesce(max(last_offset), 0) from sync_batches where table_name = ?", [name])
-        lane = self.lanes(name)[-1]
-        sql = (
-            f"select distinct {lane.offset_column} from {quote_clickhouse(lane.target)} "
-            f"where _pipeline = {{pipeline:String}} and {lane.offset_column} > {{last:Int64}} limit {DETAILED_MAX}"
-        )
-        found = self.sink.rows(sql, {"pipeline": self.pipeline, "last": row[0] if row else 0})
-        frozen = self.session.row("select coalesce(max(last_offset), 0) from sync_batches where table_name = ?", [name])
-        latest = frozen[0] if frozen else 0
-        return [Mismatch(table=name, offset=at, kind=Difference.EXTRA) for (at,) in found if at > latest]
-
-    def lanes(self, name: str) -> list[Lane]:
-        """The table's lanes, one per schema version."""
-        if name == GENERIC_LANE:
-            return [self.catalog.lane(name, 0)]
-        return [self.catalog.lane(name, schema.schema_version) for schema in self.catalog.history(name)]
+    def oldest(self, name: str) -> int:
+        """The oldest offset that both sides still hold: the log's first, or the first whose time in T_log is not over."""
+        row = self.session.row("select coalesce(min(log_offset), 1) from change_log")
+        low = int(row[0]) if row else 1
+        days = self.catalog.log_ttl_days
+        if name == GENERIC_LANE or not days:
+            return low
+        cutoff = now() - timedelta(days=days) + EXPIRY_SLACK
+        sql = "select min(log_offset), (select max(log_offset) from change_log) from change_log where logged_at >= ?"
+        kept, head = self.session.row(sql, [cutoff]) or (None, None)
+        return max(low, kept if kept is not None else (head or 0) + 1)
 
     def known_ranges(self, name: str) -> list[OffsetRange]:
         """Ranges that are known not to be in the sink: parked or discarded."""
@@ -167,76 +133,117 @@ class Verifier:
         )
         return [OffsetRange(first=first, last=last) for first, last in self.session.rows(sql, [name])]
 
-    # ── one span of offsets, coarse to fine ──
+    def lane(self, name: str, schema_version: int) -> Lane:
+        return self.catalog.lane(name, schema_version)
 
-    def _span(self, lane: Lane, span: OffsetRange, known: Sequence[OffsetRange]) -> tuple[int, list[Mismatch]]:
-        ours, theirs = self._sums(lane, span, BUCKET_OFFSETS, known)
-        found: list[Mismatch] = []
-        for bucket in unequal_buckets(ours, theirs):
-            for fine in self._fine(lane, _bucket_range(bucket, BUCKET_OFFSETS, span), known):
-                found += self._rows(lane, fine, known)
-        return sum(sums[0] for sums in ours.values()), found
+    def schema(self, name: str) -> TableSchema | None:
+        """The table's newest schema, None for what is not declared."""
+        history = [] if name == GENERIC_LANE else self.catalog.history(name)
+        return history[-1] if history else None
 
-    def _fine(self, lane: Lane, span: OffsetRange, known: Sequence[OffsetRange]) -> Iterator[OffsetRange]:
-        ours, theirs = self._sums(lane, span, FINE_OFFSETS, known)
-        for bucket in unequal_buckets(ours, theirs):
-            yield _bucket_range(bucket, FINE_OFFSETS, span)
+    def target(self, name: str) -> str:
+        """Where the table's changes stand in ClickHouse."""
+        return self.lane(name, 0).target
 
-    def _sums(self, lane: Lane, span: OffsetRange, bucket: int, known: Sequence[OffsetRange]) -> tuple[Sums, Sums]:
-        where = {"first": span.first, "last": span.last}
-        ours = self.session.rows(log_sums_sql(lane, bucket, known), where)
-        theirs = self.sink.rows(sink_sums_sql(lane, bucket, known), {**where, "pipeline": self.pipeline})
-        return _by_bucket(ours), _by_bucket(theirs)
+    def _existing(self, scopes: Mapping[str, object]) -> set[str]:
+        names = [self.target(name) for name in scopes]
+        names += [schema.state_name for name in scopes if (schema := self.schema(name))]
+        return set(self.sink.columns_of(names))
 
-    def _rows(self, lane: Lane, span: OffsetRange, known: Sequence[OffsetRange]) -> list[Mismatch]:
-        where = {"first": span.first, "last": span.last}
-        ours = self.session.arrow(log_hashes_sql(lane, known), where)
-        theirs = self.sink.arrow(sink_hashes_sql(lane, known), {**where, "pipeline": self.pipeline})
-        found = unequal_offsets(ours, theirs)
-        details = self._details(lane, span, [at for at, kind in found.items() if kind is Difference.DIFFERENT])
-        keys = self._keys(list(found))
+    # ── one table ──
+
+    def _rows(
+        self, name: str, scope: Scope, request: VerifyRequest, progress: Progress, *, exists: bool
+    ) -> RowComparison:
+        return RowComparison(
+            session=self.session,
+            sink=self.sink,
+            pipeline=self.pipeline,
+            scope=scope,
+            lane=lambda version: self.lane(name, version),
+            exists=exists,
+            reread_log=request.reread_log,
+            compared=progress.compared,
+        )
+
+    def _table(
+        self,
+        name: str,
+        scope: Scope | None,
+        comparison: RowComparison | None,
+        request: VerifyRequest,
+        existing: set[str],
+    ) -> TableResult:
+        problems = list(self._missing_tables(name, existing)) if scope else []
+        if request.whole and self.target(name) in existing:
+            lane = self.lane(name, 0)
+            target, column = quote_clickhouse(lane.target), lane.offset_column
+            problems += beyond(self.session, self.sink, self.pipeline, name, target, column)
+        if scope is None or comparison is None:
+            return TableResult(table=name, problems=tuple(problems))
+        comparison.run()
+        result = TableResult(
+            table=name,
+            offsets=scope.offsets,
+            rows=comparison.rows,
+            faults=tuple(comparison.faults),
+            mismatches=tuple(sorted(comparison.mismatches, key=lambda m: m.offset)),
+            problems=(*problems, *comparison.problems),
+        )
+        schema = self.schema(name)
+        if schema is None or not request.whole:
+            return result
+        try:
+            return self._with_state(result, schema, scope, request, existing)
+        except UNREADABLE:
+            if not any(fault.side is Side.LOG for fault in comparison.faults):
+                raise
+            return result  # current rows follow from changes that cannot be read any more
+
+    def _with_state(
+        self, result: TableResult, schema: TableSchema, scope: Scope, request: VerifyRequest, existing: set[str]
+    ) -> TableResult:
+        """The table's current rows too, which depend on all offsets."""
+        if request.state:
+            state = StateComparison(
+                session=self.session,
+                sink=self.sink,
+                pipeline=self.pipeline,
+                schema=schema,
+                checkpoint=scope.checkpoint,
+                low=scope.low,
+                known=scope.known,
+                exists=schema.state_name in existing,
+            )
+            found = state.run()
+            result = evolve(result, state=tuple(found), keys=state.keys)
+        declared = self.catalog.sums.get(schema.name)
+        if request.breaks and declared and schema.log_name in existing:
+            history = self.catalog.history(schema.name)
+            found_breaks = breaks(self.session, self.sink, self.pipeline, history, declared, scope)
+            result = evolve(result, breaks=tuple(found_breaks))
+        return result
+
+    def _missing_tables(self, name: str, existing: set[str]) -> list[Problem]:
+        schema = self.schema(name)
+        wanted = [self.target(name), *([schema.state_name] if schema else [])]
         return [
-            Mismatch(table=lane.name, offset=at, kind=kind, key=keys.get(at), columns=details.get(at, {}))
-            for at, kind in found.items()
+            Problem(
+                invariant=Invariant.EXISTS,
+                detail=f"{table} is missing",
+                side=Side.SINK,
+                table=name,
+                hint="`replicator verify --repair` makes and fills it",
+            )
+            for table in wanted
+            if table not in existing
         ]
 
-    def _details(
-        self, lane: Lane, span: OffsetRange, offsets: Sequence[int]
-    ) -> dict[int, dict[str, tuple[str | None, str | None]]]:
-        offsets = list(offsets[:DETAILED_MAX])
-        if not offsets:
-            return {}
-        ours = self.session.rows(log_columns_sql(lane), {"first": span.first, "last": span.last, "offsets": offsets})
-        theirs = self.sink.rows(sink_columns_sql(lane), {"pipeline": self.pipeline, "offsets": offsets})
-        by_offset = {row[0]: row for row in theirs}
-        return {row[0]: unequal_columns(lane, row, by_offset[row[0]]) for row in ours if row[0] in by_offset}
-
-    def _keys(self, offsets: Sequence[int]) -> dict[int, str]:
-        if not offsets:
-            return {}
-        bounds = {"first": min(offsets), "last": max(offsets), "offsets": list(offsets[:DETAILED_MAX])}
-        return dict(self.session.rows(statement("verify/keys"), bounds))
-
-
-def joined(mismatches: Sequence[Mismatch]) -> list[Mismatch]:
-    """One mismatch per offset: a row that changed its schema version is missing in one lane and extra in another."""
-    by_offset: dict[int, Mismatch] = {}
-    for mismatch in mismatches:
-        known = by_offset.get(mismatch.offset)
-        if known is None or mismatch.kind is Difference.DIFFERENT:
-            by_offset[mismatch.offset] = mismatch
-        elif known.kind is not mismatch.kind and known.kind is not Difference.DIFFERENT:
-            columns = {"_schema_version": ("as logged", "another")}
-            by_offset[mismatch.offset] = Mismatch(
-                table=known.table, offset=known.offset, kind=Difference.DIFFERENT, key=known.key, columns=columns
-            )
-    return [by_offset[at] for at in sorted(by_offset)]
-
-
-def _by_bucket(rows: Sequence[Sequence[int]]) -> Sums:
-    return {int(row[0]): tuple(map(int, row[1:])) for row in rows}
-
-
-def _bucket_range(bucket: int, size: int, within: OffsetRange) -> OffsetRange:
-    first, last = bucket * size + 1, (bucket + 1) * size
-    return OffsetRange(first=max(first, within.first), last=min(last, within.last))
+    def _ledger(self, checkpoints: Mapping[str, int]) -> LedgerComparison:
+        return LedgerComparison(
+            session=self.session,
+            sink=self.sink,
+            pipeline=self.pipeline,
+            failed_table=self.failed_table,
+            checkpoints=checkpoints,
+        )

@@ -1,5 +1,5 @@
--- The newest delivered change of some keys of a table.
-select max(log_offset) from change_log
+-- By key: the offset of its newest change at or below $checkpoint, and that of its newest of all.
+select key, max(log_offset) filter (log_offset <= $checkpoint), max(log_offset)
+from change_log
 where table_name = $table and schema_version > 0 and key in (select unnest($keys))
-    and log_offset <= (select coalesce(max(last_offset), 0) from sync_batches where table_name = $table and delivered_at is not null)
 group by key

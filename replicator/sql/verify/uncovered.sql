@@ -1,16 +1,20 @@
--- Offsets at or below a lane's checkpoint that no delivered batch and no open, discarded or resolved failure covers.
-with batched as (
-    select table_name, first_offset, last_offset from sync_batches where delivered_at is not null
-),
-chained as (
+-- Ranges between a lane's delivered batches that no batch covers, though its changes stand there.
+with chained as (
     select
-        table_name, first_offset, last_offset,
-        coalesce(max(last_offset) over (
-            partition by table_name order by first_offset, last_offset
-            rows between unbounded preceding and 1 preceding
-        ), (select coalesce(min(first_offset), 1) - 1 from batched b where b.table_name = batched.table_name)) as reached
-    from batched
+        table_name, last_offset + 1 as gap_first,
+        lead(first_offset) over (partition by table_name order by first_offset, last_offset) - 1 as gap_last
+    from sync_batches where delivered_at is not null
 )
-select table_name, reached + 1 as gap_first, first_offset - 1 as gap_last
-from chained
-where first_offset > reached + 1
+select c.table_name, c.gap_first, c.gap_last
+from chained c
+where c.gap_last >= c.gap_first
+    and exists (
+        select 1 from change_log l
+        where l.log_offset between c.gap_first and c.gap_last
+            and case when c.table_name = 'change_log' then l.schema_version = 0 else l.table_name = c.table_name and l.schema_version > 0 end
+    )
+    and not exists (
+        select 1 from sync_batches u
+        where u.table_name = c.table_name and u.delivered_at is null
+            and u.first_offset <= c.gap_last and u.last_offset >= c.gap_first
+    )
