@@ -25,7 +25,7 @@ PATIENCE_SECONDS = 300
 def capture(room: Room) -> Sample:
     """Redis to the log, durable, DuckDB's checkpoint charged."""
     with _service(room) as service, Meter(room.servers) as meter:
-        with _running(service, service.capture.run) as alive:
+        with _running(service, service.capture_all) as alive:
             _wait(lambda: service.progress.changes_appended >= room.rows, alive)
         service.database.session().execute("checkpoint")
     return meter.sample(room.rows, commits=service.progress.commits)
@@ -35,6 +35,7 @@ def deliver(room: Room) -> Sample:
     """The log to ClickHouse, from a log that holds the changes already."""
     shutil.copyfile(room.log_template, room.database_path)
     with _service(room) as service:
+        service.ownership.acquire(service.stop)
         prepare_sink(service.sink, service.catalog)
         head = service.changelog.head
         with Meter(room.servers) as meter:
@@ -102,13 +103,18 @@ def _service(room: Room) -> Iterator[Service]:
 
 @contextmanager
 def _running(service: Service, loop: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+    """One loop alone, with the lease it needs."""
     thread = threading.Thread(target=loop, name="loop", daemon=True)
+    owner = threading.Thread(target=service.ownership.run, args=(service.stop,), name="owner", daemon=True)
     thread.start()
+    owner.start()
     try:
         yield thread.is_alive
     finally:
         service.stop.set()
+        service.ownership.wake()
         thread.join()
+        owner.join()
 
 
 def _wait(done: Callable[[], bool], alive: Callable[[], bool]) -> None:
