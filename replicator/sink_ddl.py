@@ -29,15 +29,24 @@ def alter_statements(old: TableSchema, new: TableSchema) -> list[str]:
     Run at the barrier, with no insert of this table in flight: between the first and the last of them the feed
     still carries the old columns.
     """
-    statements = [
-        f"alter table {quote_clickhouse(table)} {', '.join(actions)}"
-        for table in (new.log_name, new.state_name)
-        if (actions := _alter_actions(old, new))
-    ]
-    if statements:
-        statements.append(f"alter table {quote_clickhouse(feed_name(new))} modify query {_feed_query(new)}")
-        statements.append(_create_view(new))
-    return statements
+    tables = [sql for name in (new.log_name, new.state_name) for sql in alter_table(name, old, new)]
+    return [*tables, *_view_statements(new)] if tables else []
+
+
+def alter_table(name: str, old: TableSchema, new: TableSchema) -> list[str]:
+    """The statement that turns T_log or T_state of ``old`` into that of ``new``; none where nothing changes."""
+    actions = _alter_actions(old, new)
+    return [f"alter table {quote_clickhouse(name)} {', '.join(actions)}"] if actions else []
+
+
+def renew_statements(schema: TableSchema, log_ttl_days: int | None = None) -> list[str]:
+    """Statements that create what is missing, and give both views the columns that T_log and T_state have by now."""
+    return [*create_statements(schema, log_ttl_days)[:3], *_view_statements(schema)]
+
+
+def _view_statements(schema: TableSchema) -> list[str]:
+    feed = f"alter table {quote_clickhouse(feed_name(schema))} modify query {_feed_query(schema)}"
+    return [feed, _create_view(schema)]
 
 
 def drop_statements(schema: TableSchema) -> list[str]:
