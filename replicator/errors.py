@@ -50,6 +50,10 @@ class SinkUnavailable(ReplicatorError):
     """ClickHouse does not answer or is overloaded: wait and retry; the circuit opens."""
 
 
+class SinkTurned(SinkUnavailable):
+    """The sink, or the log, is not as it was: settle what is under way, then compare both again."""
+
+
 class OutcomeUnknown(ReplicatorError):
     """An insert may or may not have run: ask the sink, then decide."""
 

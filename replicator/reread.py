@@ -52,6 +52,14 @@ class Logged:
         mask[known] = False
         return rows.filter(pa.array(mask))
 
+    def superseded(self, changes: pa.Table) -> list[int]:
+        """Places of changes that are older than a fetched change of their key: logged now, they would win over it."""
+        if changes.num_rows == 0:
+            return []
+        sql = statement("reread/superseded").replace("$table", _table(self.stream))
+        with self.session.relation(changes_again=numbered(changes)):
+            return [row for (row,) in self.session.rows(sql)]
+
     def rows_between(self, first: EntryId, last: EntryId, stream_epoch: int) -> int:
         """How many changes and rejections of one epoch it holds from ``first`` to ``last``."""
         row = self.session.row(

@@ -30,13 +30,16 @@ from replicator.errors import (
     OutcomeUnknown,
     OwnershipLost,
     ReplicatorError,
+    SinkTurned,
     SinkUnavailable,
     SourceUnavailable,
 )
 from replicator.ledger import Ledger
 from replicator.model import NO_ENTRY, BatchLimits, EntryId
 from replicator.ownership import Ownership, seat_of
+from replicator.reconcile import Reconciler
 from replicator.retry import Ladder
+from replicator.service_reconcile import build_reconciler, prepare_sink
 from replicator.sink import ClickHouseSink, SinkOptions
 from replicator.source import RedisSource, SourceOptions
 from replicator.upkeep import Upkeep
@@ -123,10 +126,14 @@ class Service:
     ownership: Ownership
     instance_id: str
     stop: threading.Event
+    reconciler: Reconciler = field(init=False)
     started_at: float = field(factory=time.time)
     loops: dict[str, LoopHealth] = field(factory=dict)
     fatal: ReplicatorError | None = None
     _threads: list[threading.Thread] = field(factory=list)
+
+    def __attrs_post_init__(self) -> None:
+        self.reconciler = build_reconciler(self)
 
     @classmethod
     def build(cls, settings: Settings) -> Service:
@@ -197,6 +204,7 @@ class Service:
         self.supervise("capture", self.capture_all)
         self.supervise("ownership", lambda: self.ownership.run(self.stop))
         self.supervise("deliver", self.deliver_all)
+        self.supervise("reconcile", self.reconciler.watch)
         self.supervise("upkeep", self.upkeep.run)
 
     def run(self) -> None:
@@ -266,26 +274,39 @@ class Service:
             log.warning("lease_not_released", error=str(error))
 
     def capture_all(self) -> None:
-        """Capture begins when the pipeline is ours."""
+        """Capture begins when the pipeline is ours and the log is whole."""
         self.ownership.acquire(self.stop)
-        self.capture.run()
+        if not self.stop.is_set():
+            self.reconciler.check_log()
+            self.capture.run()
 
     def deliver_all(self) -> None:
-        """Deliver begins when the sink has our tables; until then capture goes on without it."""
-        prepare_sink(self.sink, self.catalog)
-        self.deliver.run()
+        """Deliver begins when the sink has our tables and what it was given; until then capture goes on without it."""
+        while not self.stop.is_set():
+            self.reconciler.await_log()
+            prepare_sink(self.sink, self.catalog)
+            try:
+                with self.reconciler.sending:
+                    self.reconciler.check_sink()
+                    self.deliver.run()
+            except SinkTurned as error:
+                log.warning("sink_turned", error=str(error))
+
+    def interrupt_delivery(self, error: ReplicatorError) -> None:
+        """Have deliver settle what is under way and begin anew."""
+
+        def end() -> None:
+            raise error
+
+        self.deliver.requests.put(end)
+        with self.progress.appended:
+            self.progress.appended.notify_all()
 
     def reload(self, settings: Settings) -> list[str]:
         """Take the tables and streams of settings read again. Returns what changed; raises ConfigError, and nothing was."""
         changed = self.catalog.declare(settings.tables, settings.redis.streams)
         log.info("configuration_reloaded", changed=changed)
         return changed
-
-
-def prepare_sink(sink: ClickHouseSink, catalog: Catalog) -> list[str]:
-    """Our tables in ClickHouse: migrations, then the declared tables. Returns what was applied."""
-    applied = sink.migrate(migrations_dir() / "clickhouse")
-    return applied + catalog.prepare(sink)
 
 
 def _build_deliver(

@@ -14,16 +14,17 @@ from typing import Protocol
 import structlog
 from attrs import define, evolve, field, frozen
 
-from replicator.admit import Admitted
+from replicator.admit import Admitted, with_rejections, without
 from replicator.chunk import Chunk
 from replicator.database import Session
-from replicator.decode import StreamRead
+from replicator.decode import Decoded, StreamRead
 from replicator.errors import SourceTurned
 from replicator.model import NO_ENTRY, EntryId, GapCause, StreamPosition, entry_order
 from replicator.reread import Logged, oldest_logged, rows_of, through
 from replicator.witness import Checked, Sighting, Verdict, anew, judge
 
 CHECK_SECONDS = 1.0
+SUPERSEDED = "superseded: the log had gone back, and the sink held a newer change of this key"
 
 log = structlog.get_logger(__name__)
 
@@ -79,6 +80,10 @@ class StreamWatch:
         if logged is None or not read.ids:
             return admitted
         fresh = logged.skip(admitted)
+        older = dict.fromkeys(logged.superseded(fresh.changes), SUPERSEDED)
+        if older:
+            decoded = Decoded(read=read, changes=fresh.changes, rejections=fresh.rejections)
+            fresh = Admitted(changes=without(fresh.changes, older), rejections=with_rejections(decoded, older))
         if rows_of(fresh) < rows_of(admitted):
             log.info("entries_skipped", stream=read.stream, changes=rows_of(admitted) - rows_of(fresh))
         if entry_order(read.ids[-1].decode()) >= entry_order(logged.through):

@@ -6,6 +6,6 @@ select
     count(*) as changes,
     epoch(min(logged_at)) as oldest_at
 from change_log
-where log_offset > $after and log_offset <= $through
+where log_offset > $after and log_offset <= $through and schema_version >= 0
 group by lane, schema_version, log_offset // $window
 order by last_offset

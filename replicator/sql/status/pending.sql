@@ -12,7 +12,7 @@ stands as (
 changes as (
     select case when schema_version = 0 then 'change_log' else table_name end as lane, log_offset, logged_at
     from change_log
-    where log_offset > coalesce((select min(checkpoint) from stands), 0)
+    where log_offset > coalesce((select min(checkpoint) from stands), 0) and schema_version >= 0
 ),
 pending as (
     select c.lane, count(*) as pending, epoch(min(c.logged_at)) as oldest_at

@@ -1,0 +1,214 @@
+"""Both ends' witnesses: before anything is appended or sent, and again and again, they are asked whether a side went back.
+
+Guarantees: nothing is appended while a witness stands beyond the log; nothing is sent before the sink was compared;
+where only ClickHouse could tell and it is silent, capture waits. What is then done is `log_return`'s and
+`sink_return`'s. Never decides by counting alone that something may be removed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import structlog
+from attrs import define, field
+
+from replicator.changelog import ChangeLog
+from replicator.database import Database, Session
+from replicator.errors import (
+    LogCorrupt,
+    OwnershipLost,
+    ReplicatorError,
+    SinkMisshapen,
+    SinkRefused,
+    SinkTurned,
+    SinkUnavailable,
+    SourceUnavailable,
+)
+from replicator.log_return import LogReturn, Witnesses
+from replicator.model import EntryId
+from replicator.sink_return import SinkReturn
+from replicator.standing import LaneStanding, SinkStanding
+from replicator.witness import StreamDescription
+
+POLL_SECONDS = 5.0
+COMPARE_SECONDS = 60.0
+CLOCK_SLACK_SECONDS = 5.0
+POLL_LOG_SECONDS = 0.1
+
+log = structlog.get_logger(__name__)
+
+
+class RedisWitness(Protocol):
+    """What Redis saw of this log."""
+
+    published: dict[str, tuple[int, EntryId]]
+
+    def published_head(self) -> tuple[int, int] | None: ...
+    def describe(self, stream: str) -> StreamDescription: ...
+
+
+@define(kw_only=True)
+class Reconciler:
+    """``check_log`` belongs to the capturing thread, ``check_sink`` to the delivering one, ``watch`` to its own.
+
+    ``interrupt`` ends a run of deliver with an error; ``redis_silent`` says that capture waits for Redis.
+    """
+
+    database: Database
+    changelog: ChangeLog
+    source: RedisWitness
+    streams: Callable[[], tuple[str, ...]]
+    standing: SinkStanding
+    sink_return: Callable[[Session], SinkReturn]
+    known_version: Callable[[str, int], int]
+    interrupt: Callable[[ReplicatorError], None]
+    redis_silent: Callable[[], bool]
+    stop: threading.Event
+    poll_seconds: float = POLL_SECONDS
+    compare_seconds: float = COMPARE_SECONDS
+    sending: threading.Lock = field(factory=threading.Lock)
+    """Held while anything may be sent."""
+    _log_checked: threading.Event = field(factory=threading.Event)
+    _sink_asked: bool = False
+    _sink_started_at: float | None = None
+
+    # ── the log ──
+
+    def check_log(self) -> None:
+        """Before the first append: bring the log up to what its witnesses have seen of it.
+
+        Raises OwnershipLost where an empty file stands before a ledger, SinkUnavailable while the sink must be asked.
+        """
+        session = self.database.session()
+        try:
+            positions = self.changelog.positions(session)
+            witnesses = self._witnesses()
+            if self.changelog.head == 0 and not positions and any(s.top for s in witnesses.lanes.values()):
+                raise OwnershipLost(
+                    f"this DuckDB file is empty, and ClickHouse holds offsets of pipeline {self.standing.pipeline!r}",
+                    hint="name its own file in [database] path, or rebuild it with `replicator restore`",
+                )
+            if witnesses.stand_beyond(self.changelog.timeline, self.changelog.head, positions):
+                self._heal(session, witnesses)
+            self._log_checked.set()
+        finally:
+            session.close()
+
+    def _witnesses(self) -> Witnesses:
+        published = self.source.published_head()
+        streams = {stream: self.source.describe(stream) for stream in self.streams()}
+        redis = Witnesses(published=published, streams=streams)
+        lanes: Mapping[str, LaneStanding] = {}
+        try:
+            self.standing.await_stillness(self.stop)
+            lanes, self._sink_asked = self.standing.lanes(), True
+        except SinkMisshapen:  # no database: nothing of ours is in it
+            self._sink_asked = True
+        except (SinkUnavailable, SinkRefused) as error:
+            self._may_go_on_without(redis, error)
+        return Witnesses(published=published, streams=streams, lanes=lanes)
+
+    def _may_go_on_without(self, redis: Witnesses, error: ReplicatorError) -> None:
+        """Redis witnesses at least what the sink may have: where it vouches for this log, or the log is new, that will do."""
+        session = self.database.session()
+        positions = self.changelog.positions(session)
+        session.close()
+        log_is_new = self.changelog.head == 0 and redis.published is None
+        vouched = redis.published is not None and not redis.stand_beyond(
+            self.changelog.timeline, self.changelog.head, positions
+        )
+        if not (log_is_new or vouched):
+            raise SinkUnavailable(
+                f"Redis does not vouch for this log, and ClickHouse does not answer: capture waits for it ({error})"
+            ) from error
+
+    def _heal(self, session: Session, witnesses: Witnesses) -> None:
+        self._log_checked.clear()
+        self.interrupt(SinkTurned("the log went back: nothing is sent until it is whole"))
+        with self.sending:
+            healing = LogReturn(
+                session=session,
+                changelog=self.changelog,
+                sink=self.standing,
+                witnesses=witnesses,
+                known_version=self.known_version,
+                failed_table=self.sink_return(session).ledger.failed_table,
+            )
+            healing.heal()
+            self.source.published.clear()
+
+    # ── the sink ──
+
+    def await_log(self) -> None:
+        """Until the log is known to be whole, or Redis is silent and cannot say."""
+        while not (self.stop.is_set() or self._log_checked.wait(POLL_LOG_SECONDS) or self.redis_silent()):
+            pass
+
+    def check_sink(self) -> None:
+        """Before the first send, with ``sending`` held: what the sink does not hold any more is undelivered.
+
+        Raises LogCorrupt where it holds offsets that this log has given to other changes.
+        """
+        session = self.database.session()
+        try:
+            self.standing.await_stillness(self.stop)
+            self._refuse_beyond()
+            server = self._started_at()
+            self.sink_return(session).take_back(restarted=self._restarted(session, server))
+            self._remember(session, server)
+        finally:
+            session.close()
+
+    def _refuse_beyond(self) -> None:
+        if self._sink_asked:
+            return
+        top = max((s.top for s in self.standing.lanes().values()), default=0)
+        if top <= self.changelog.head:
+            self._sink_asked = True
+        elif self._log_checked.is_set():
+            raise LogCorrupt(
+                f"ClickHouse holds offsets up to {top}, and this log, which has gone on, only up to {self.changelog.head}",
+                hint="the file is an old copy whose loss Redis did not witness: `replicator restore`",
+            )
+        else:
+            raise SourceUnavailable(f"ClickHouse holds offsets up to {top}, beyond the log: Redis must be asked first")
+
+    # ── on a schedule ──
+
+    def watch(self) -> None:
+        """Until stopped: notice a restarted ClickHouse, and a sink that holds less than it was given."""
+        session, compared_at, silent = self.database.session(), time.monotonic(), False
+        while not self.stop.wait(self.poll_seconds):
+            try:
+                restarted = self._sink_started_at is not None and self._differs(self._started_at())
+                if not (restarted or silent or time.monotonic() - compared_at >= self.compare_seconds):
+                    continue
+                compared_at, silent = time.monotonic(), False
+                found = self.sink_return(session).suspects()
+                if found or restarted:
+                    why = (
+                        "ClickHouse was restarted" if restarted else f"ClickHouse holds less than it was given: {found}"
+                    )
+                    self.interrupt(SinkTurned(why))
+            except (SinkUnavailable, SinkRefused, SinkMisshapen):
+                silent = True
+
+    def _started_at(self) -> float:
+        return float(self.standing.sink.scalar("select toUnixTimestamp(now()) - uptime()"))
+
+    def _differs(self, started_at: float) -> bool:
+        return self._sink_started_at is None or abs(started_at - self._sink_started_at) > CLOCK_SLACK_SECONDS
+
+    def _restarted(self, session: Session, started_at: float) -> bool:
+        row = session.row("select value::double from meta where key = 'sink_started_at'")
+        self._sink_started_at = row[0] if row else None
+        return self._differs(started_at)
+
+    def _remember(self, session: Session, started_at: float) -> None:
+        self._sink_started_at = started_at
+        with session.transaction():
+            session.execute("delete from meta where key = 'sink_started_at'")
+            session.execute("insert into meta values ('sink_started_at', ?)", [str(started_at)])

@@ -1,0 +1,247 @@
+"""The sink went back: restored from an older copy, truncated, dropped. What it does not hold any more is sent again.
+
+Guarantees: a batch stays delivered only while the ledger records it and the rows are there; one that is there and not
+recorded is recorded again; one that is not is sent again from the log; offsets that the log no longer holds either
+become open failed_syncs rows with reason *lost*, never a silent rewind. Call while nothing of this pipeline is sent.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+import structlog
+from attrs import define, evolve, field, frozen
+
+from replicator.database import Session, now, statement
+from replicator.errors import SinkMisshapen
+from replicator.lanes import Lane
+from replicator.ledger import Ledger, NewBatch
+from replicator.model import Batch, Checksum, OffsetRange
+from replicator.sink import LedgerRow
+from replicator.standing import LaneStanding, SinkStanding
+
+DOUBT = timedelta(hours=1)
+"""What a restarted ClickHouse may have forgotten: anything delivered in the hour before the last insert."""
+BATCHES_PER_QUESTION = 1_000
+NOTHING = Checksum(rows=0, sum=0, xor=0)
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+@frozen(kw_only=True)
+class Delivered:
+    """A delivered batch, and whether the ledger in the sink records it."""
+
+    batch: Batch
+    delivered_at: datetime
+    recorded: bool
+
+
+@define
+class Taken:
+    """What was found about one lane: batches to record again, to send again, and what of them stands nowhere."""
+
+    recorded: list[Batch] = field(factory=list)
+    again: list[Batch] = field(factory=list)
+    lost: list[Batch] = field(factory=list)
+    rest: list[NewBatch] = field(factory=list)
+    """What the log still holds of a batch that it has pruned in part."""
+
+
+@define
+class SinkReturn:
+    """Compares what this log has delivered with what the sink holds, and takes back what it does not.
+
+    ``ledger_row`` makes the ledger's row of a batch under a status; ``prepare`` reads a range of the log anew;
+    ``counts`` is off where a TTL removes rows.
+    """
+
+    session: Session
+    ledger: Ledger
+    sink: SinkStanding
+    lane: Callable[[str, int], Lane]
+    ledger_row: Callable[[Batch, str], LedgerRow]
+    prepare: Callable[[Lane, OffsetRange], NewBatch]
+    counts: bool = True
+
+    def suspects(self) -> list[str]:
+        """Lanes where the sink holds less than was delivered. Only reads; may run beside delivery."""
+        ends = self._delivered_ends()
+        standings = self.sink.lanes()
+        return [lane for lane, end in ends.items() if self._short(self._standing(standings, lane), end)]
+
+    def take_back(self, *, restarted: bool) -> dict[str, Taken]:
+        """Settle every lane. ``restarted``: ClickHouse was, so what it last took is compared row by row."""
+        standings, found = self.sink.lanes(), {}
+        for lane, end in self._delivered_ends().items():
+            standing = self._standing(standings, lane)
+            short = self._short(standing, end)
+            if short or restarted:
+                taken = self._examine(standing, short=short, restarted=restarted)
+                self._settle(lane, taken)
+                if taken.again or taken.lost:
+                    found[lane] = taken
+        return found
+
+    def _delivered_ends(self) -> Mapping[str, int]:
+        return dict(self.session.rows(statement("sink_return/delivered_ends")))
+
+    def _standing(self, standings: Mapping[str, LaneStanding], lane: str) -> LaneStanding:
+        return standings.get(lane) or LaneStanding(lane=lane, target=self.lane(lane, 0).target)
+
+    def _short(self, standing: LaneStanding, end: int) -> bool:
+        return standing.agreed < end or (self.counts and standing.rows_held < standing.rows_recorded)
+
+    # ── what is there ──
+
+    def _examine(self, standing: LaneStanding, *, short: bool, restarted: bool) -> Taken:
+        """Each batch that may be missing, in the order of offsets."""
+        taken, oldest = Taken(), self._oldest_logged()
+        batches = self._delivered(standing)
+        newest = max((each.delivered_at for each in batches), default=now())
+        missing = self._missing(standing, batches) if short and self.counts else set()
+        for each in batches:
+            batch, doubtful = each.batch, restarted and each.delivered_at >= newest - DOUBT
+            if batch.batch_id in missing or ((doubtful or not each.recorded) and not self._holds(batch)):
+                self._take(taken, batch, oldest)
+            elif not each.recorded:
+                taken.recorded.append(batch)
+        return taken
+
+    def _delivered(self, standing: LaneStanding) -> list[Delivered]:
+        """Without those that were parked: of these nothing is there, and that is known."""
+        recorded = {(row.first, row.last) for row in self.sink.recorded(standing.lane)}
+        parked = self._parked(standing.lane)
+        rows = self.session.rows(statement("sink_return/delivered"), [standing.lane])
+        return [
+            Delivered(batch=_batch(row), delivered_at=row[-1], recorded=(row[2], row[3]) in recorded)
+            for row in rows
+            if (row[2], row[3]) not in parked
+        ]
+
+    def _parked(self, lane: str) -> set[tuple[int, int]]:
+        sql = f"select first_offset, last_offset from {self.ledger.failed_table} where table_name = ? and status <> 'resolved'"
+        return set(self.session.rows(sql, [lane]))
+
+    def _missing(self, standing: LaneStanding, batches: Sequence[Delivered]) -> set[str]:
+        """Batches of which the table holds fewer rows than were sent."""
+        missing = set()
+        for some in _slices([each.batch for each in batches]):
+            held = self.sink.rows_held(standing, [batch.offsets for batch in some])
+            missing |= {batch.batch_id for batch in some if held.get(batch.offsets.first, 0) < batch.row_count}
+        return missing
+
+    def _holds(self, batch: Batch) -> bool:
+        lane = self.lane(batch.lane, batch.schema_version)
+        try:
+            return self.sink.sink.held(lane, self.sink.pipeline, batch.offsets) == batch.checksum
+        except SinkMisshapen:  # dropped
+            return False
+
+    def _oldest_logged(self) -> int:
+        row = self.session.row("select coalesce(min(log_offset), 1) from change_log")
+        return int(row[0]) if row else 1
+
+    def _take(self, taken: Taken, batch: Batch, oldest: int) -> None:
+        """Send a batch again; of one that the log has pruned, whole or in part, that part is lost."""
+        if batch.offsets.first >= oldest:
+            batch = self._without_voids(batch)
+            (taken.again if batch.row_count else taken.recorded).append(batch)
+            return
+        rest = None
+        if batch.offsets.last >= oldest:
+            kept = OffsetRange(first=oldest, last=batch.offsets.last)
+            rest = self.prepare(self.lane(batch.lane, batch.schema_version), kept)
+            taken.rest.append(rest)
+        gone = OffsetRange(first=batch.offsets.first, last=min(batch.offsets.last, oldest - 1))
+        rows = batch.row_count - (rest.row_count if rest else 0)
+        taken.lost.append(evolve(batch, offsets=gone, row_count=rows, checksum=NOTHING))
+
+    def _without_voids(self, batch: Batch) -> Batch:
+        """The batch as the log has it since it went back itself: less what nobody held any more."""
+        row = self.session.row(
+            "select count(*) from change_log where log_offset between ? and ? and schema_version < 0",
+            [batch.offsets.first, batch.offsets.last],
+        )
+        if not (row and row[0]):
+            return batch
+        now_logged = self.prepare(self.lane(batch.lane, batch.schema_version), batch.offsets)
+        return evolve(batch, row_count=now_logged.row_count, checksum=now_logged.checksum)
+
+    # ── taking back ──
+
+    def _settle(self, lane: str, taken: Taken) -> None:
+        """First the ledger in the sink, which then says less than is there, never more."""
+        if taken.again or taken.lost:
+            self.sink.forget(lane, [batch.offsets for batch in taken.again])
+            self.sink.forget(lane, [batch.offsets for batch in taken.lost])
+            for rest, batch in zip(taken.rest, taken.lost[-1:], strict=False):
+                self.sink.forget(lane, [OffsetRange(first=batch.offsets.first, last=rest.offsets.last)])
+        rows = [self.ledger_row(batch, "delivered") for batch in taken.recorded]
+        rows += [self.ledger_row(evolve(batch, row_count=0), "lost") for batch in taken.lost]
+        for some in _slices(rows):
+            self.sink.sink.record(some)
+        for batch in taken.recorded:
+            self.session.execute(
+                "update sync_batches set row_count = ?, checksum = ? where batch_id = ? and row_count <> ?",
+                [batch.row_count, str(batch.checksum), batch.batch_id, batch.row_count],
+            )
+        if taken.again or taken.lost:
+            self._take_back(lane, taken)
+            first = str(min(batch.offsets.first for batch in (*taken.again, *taken.lost)))
+            log.error("sink_went_back", lane=lane, first=first, again=len(taken.again), lost=len(taken.lost))
+
+    def _take_back(self, lane: str, taken: Taken) -> None:
+        """One transaction: what is sent again is undelivered, what is lost is said so, the checkpoint stands before both."""
+        at, first = now(), min(batch.offsets.first for batch in (*taken.again, *taken.lost))
+        if taken.rest:  # before the batch it comes from shrinks: after a crash between the two it is found again
+            self.ledger.advance(self.session, delivered=(), idle={}, frozen=taken.rest)
+        with self.session.transaction():
+            for batch in taken.again:
+                self.session.execute(
+                    "update sync_batches set delivered_at = null, row_count = ?, checksum = ? where batch_id = ?",
+                    [batch.row_count, str(batch.checksum), batch.batch_id],
+                )
+            for batch in taken.lost:
+                self._lose(batch, at)
+            self.session.execute(
+                "update checkpoints set log_offset = least(log_offset, ?), updated_at = ? where table_name = ?",
+                [first - 1, at, lane],
+            )
+            effect = f"{len(taken.again)} batches sent again, {len(taken.lost)} lost"
+            self.session.execute(
+                "insert into operator_actions (asked_at, actor, action, subject, effect) values (?, 'replicator', 'rewind', ?, ?)",
+                [at, f"table:{lane}", effect],
+            )
+
+    def _lose(self, batch: Batch, at: datetime) -> None:
+        row = {"lane": batch.lane, "first": batch.offsets.first, "last": batch.offsets.last, "rows": batch.row_count}
+        sql = re.sub(r"\bfailed_syncs\b", lambda _: self.ledger.failed_table, statement("sink_return/lose"))
+        self.session.execute(sql, {**row, "at": at})
+        self.session.execute(
+            "update sync_batches set last_offset = ?, row_count = 0, checksum = ? where batch_id = ?",
+            [batch.offsets.last, str(NOTHING), batch.batch_id],
+        )
+
+
+def _batch(row: Sequence[object]) -> Batch:
+    batch_id, lane, first, last, rows, checksum, schema_version, send_seq, attempt = row[:9]
+    return Batch(
+        batch_id=str(batch_id),
+        lane=str(lane),
+        offsets=OffsetRange(first=int(str(first)), last=int(str(last))),
+        row_count=int(str(rows)),
+        checksum=Checksum.parse(str(checksum)) if checksum else NOTHING,
+        schema_version=int(str(schema_version)),
+        send_seq=int(str(send_seq)),
+        attempt=int(str(attempt)),
+    )
+
+
+def _slices(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(values), BATCHES_PER_QUESTION):
+        yield values[start : start + BATCHES_PER_QUESTION]

@@ -1,0 +1,247 @@
+"""The log went back: an old copy, a torn WAL. What it lost is had back, and no offset is ever used twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from capture_room import wait_until
+from service_room import ServiceRoom
+
+from replicator.embedded.clickhouse import ClickHouse
+from replicator.errors import OwnershipLost
+
+TRADES = """
+[[tables]]
+name = "trades"
+stream = "trades"
+key = ["trade_id"]
+[tables.columns]
+trade_id = "VARCHAR"
+n = "BIGINT"
+"""
+
+
+@pytest.fixture
+def room(
+    redis_url: str,
+    clickhouse_server: ClickHouse,
+    clickhouse_database: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> Iterator[ServiceRoom]:
+    room = ServiceRoom(
+        directory=tmp_path,
+        redis_url=redis_url,
+        server=clickhouse_server,
+        database=clickhouse_database,
+        tables=getattr(request, "param", ""),
+    )
+    yield room
+    room.stop()
+    clickhouse_server.start()
+    room.client.close()
+
+
+both_lanes = pytest.mark.parametrize("room", ["", TRADES], ids=["undeclared", "declared"], indirect=True)
+
+
+def numbers(first: int, last: int) -> list[int]:
+    return list(range(first, last + 1))
+
+
+def delivered(room: ServiceRoom, first: int, last: int) -> None:
+    room.add(first, last)
+    room.wait_delivered(last)
+
+
+def returned(room: ServiceRoom) -> list[tuple[int, ...]]:
+    """(head, top, timeline, fetched, voided) of each return."""
+    return room.rows("select log_head, top_offset, timeline, fetched, voided from log_returns order by found_at")
+
+
+def offsets_are_whole(room: ServiceRoom) -> bool:
+    return room.rows("select count(*) = max(log_offset) and count(distinct log_offset) = count(*) from change_log")[0][
+        0
+    ]
+
+
+@both_lanes
+def test_an_old_copy_of_the_log_gets_back_what_the_sink_has(room: ServiceRoom) -> None:
+    room.start()
+    delivered(room, 1, 100)
+    room.stop()
+    room.copy()
+    room.start()
+    delivered(room, 101, 200)
+    room.stop()
+    room.turn_back()
+    room.start()
+    room.add(201, 250)
+    room.wait_delivered(250)
+    assert returned(room) == [(100, 200, 2, 100, 0)]
+    assert room.logged == numbers(1, 250) and room.held == numbers(1, 250)
+    assert offsets_are_whole(room) and room.physical == 250
+    assert room.rows("select count(*) from stream_gaps") == [(0,)]
+    assert room.rows(
+        "select min(version) = (1::bigint << 48) + 1, max(version) = (2::bigint << 48) + 250 from change_log"
+    ) == [(True, True)]
+
+
+def test_what_nobody_holds_becomes_void_and_is_read_again_at_new_offsets(room: ServiceRoom) -> None:
+    room.start()
+    delivered(room, 1, 100)
+    room.stop()
+    room.copy()
+    room.start()
+    room.service.controls.pause("deliver", actor="test")
+    room.add(101, 150)
+    room.wait_logged(150)
+    room.stop()
+    room.turn_back()
+    room.start()
+    room.wait_delivered(200)
+    assert returned(room) == [(100, 150, 2, 0, 50)]
+    assert room.logged == numbers(1, 150) and room.held == numbers(1, 150)
+    assert room.rows("select min(log_offset), max(log_offset) from change_log where op = 'v'") == [(101, 150)]
+    delivered(room, 201, 210)
+    assert room.held == numbers(1, 150) + numbers(201, 210)
+    assert offsets_are_whole(room)
+
+
+def test_a_torn_wal_is_noticed_and_healed(room: ServiceRoom) -> None:
+    room.start()
+    delivered(room, 1, 50)
+    room.service.upkeep.stop.is_set()
+    delivered(room, 51, 100)
+    wait_until(lambda: room.service.database.wal_bytes() > 0, "something in the WAL")
+    kept = room.copy()
+    room.stop()
+    wal = kept.with_name(kept.name + ".wal")
+    wal.write_bytes(wal.read_bytes()[: wal.stat().st_size * 2 // 3])
+    room.turn_back()
+    room.start()
+    delivered(room, 101, 120)
+    [(head, top, timeline, fetched, voided)] = returned(room)
+    assert head < 100 and (top, timeline) == (100, 2) and fetched + voided == 100 - head
+    assert sorted(set(room.held)) == numbers(1, 120) and sorted(room.logged) == numbers(1, 120)
+    assert offsets_are_whole(room)
+
+
+def test_entries_that_redis_trimmed_meanwhile_are_no_gap_when_the_sink_has_them(room: ServiceRoom) -> None:
+    room.start()
+    delivered(room, 1, 100)
+    room.stop()
+    room.copy()
+    room.start()
+    delivered(room, 101, 200)
+    room.client.xtrim("trades", maxlen=20, approximate=False)
+    room.stop()
+    room.turn_back()
+    room.start()
+    delivered(room, 201, 210)
+    assert room.logged == numbers(1, 210) and room.held == numbers(1, 210)
+    assert room.rows("select count(*) from stream_gaps") == [(0,)]
+
+
+def test_an_entry_older_than_a_fetched_change_of_its_key_is_superseded(room: ServiceRoom) -> None:
+    room.start()
+    delivered(room, 1, 10)
+    room.stop()
+    room.copy()
+    room.start()
+    for n in (11, 12):
+        room.client.xadd("trades", {"data": f'{{"n":{n}}}', "key": "same"})
+    room.wait_delivered(12)
+    room.stop()
+    room.asked("delete from {d}.change_log where log_offset = 11")
+    room.turn_back()
+    room.start()
+    delivered(room, 13, 14)
+    assert room.logged == [*numbers(1, 10), 12, 13, 14]
+    [(reason, status)] = room.rows("select reason, status from rejected_entries")
+    assert reason.startswith("superseded") and status == "open"
+
+
+def test_a_second_return_goes_on_above_the_first(room: ServiceRoom) -> None:
+    room.start()
+    delivered(room, 1, 20)
+    room.stop()
+    room.copy()
+    for life in (1, 2):
+        room.start()
+        delivered(room, life * 20 + 1, life * 20 + 20)
+        room.stop()
+        room.turn_back()
+    room.start()
+    delivered(room, 61, 70)
+    assert room.logged == numbers(1, 70) and room.held == numbers(1, 70)
+    assert room.service.changelog.timeline == 4 or room.service.changelog.timeline == 3
+    assert offsets_are_whole(room)
+
+
+def test_an_empty_file_under_a_ledger_is_refused_and_names_restore(room: ServiceRoom) -> None:
+    room.start()
+    delivered(room, 1, 10)
+    room.stop()
+    room.path.unlink()
+    room.client.flushall()
+    room.start()
+    error = room.wait_failed()
+    assert isinstance(error, OwnershipLost) and "empty" in str(error) and "replicator restore" in str(error)
+
+
+def test_capture_waits_for_the_sink_when_redis_cannot_vouch_for_the_log(
+    room: ServiceRoom, clickhouse_server: ClickHouse
+) -> None:
+    room.start()
+    delivered(room, 1, 20)
+    room.stop()
+    room.copy()
+    room.start()
+    delivered(room, 21, 40)
+    room.stop()
+    room.turn_back()
+    clickhouse_server.stop()
+    room.start()
+    room.add(41, 50)
+    wait_until(lambda: room.service.loops["capture"].unavailable, "capture waiting")
+    assert "capture waits" in room.service.loops["capture"].error
+    assert room.service.changelog.head == 20
+    clickhouse_server.start()
+    room.wait_delivered(50)
+    assert room.logged == numbers(1, 50) and room.held == numbers(1, 50)
+
+
+def test_capture_goes_on_without_the_sink_when_redis_vouches_for_the_log(
+    room: ServiceRoom, clickhouse_server: ClickHouse
+) -> None:
+    room.start()
+    delivered(room, 1, 20)
+    room.stop()
+    clickhouse_server.stop()
+    room.start()
+    room.add(21, 40)
+    room.wait_logged(40)
+    clickhouse_server.start()
+    room.wait_delivered(40)
+    assert room.held == numbers(1, 40) and returned(room) == []
+
+
+def test_both_sides_gone_back_are_brought_together(room: ServiceRoom) -> None:
+    room.start()
+    delivered(room, 1, 30)
+    room.stop()
+    room.copy()
+    room.start()
+    delivered(room, 31, 60)
+    delivered(room, 61, 90)
+    room.stop()
+    room.asked("delete from {d}.change_log where log_offset > 45 or log_offset <= 10")
+    room.asked("delete from {d}.replicator_batches where last_offset > 30")
+    room.turn_back()
+    room.start()
+    room.add(91, 100)
+    wait_until(lambda: sorted(set(room.held)) == numbers(1, 100) or room.failed, "both sides whole")
+    assert sorted(room.logged) == numbers(1, 100) and offsets_are_whole(room)
