@@ -83,7 +83,7 @@ class Deliver:
             while not self.stop.is_set():
                 self.heartbeat_at = time.monotonic()
                 self.step()
-                self._rest()
+                self.rest()
             self._finish()
         finally:
             self._await_workers()
@@ -321,7 +321,7 @@ class Deliver:
         ]
         return [future for future in each if future is not None]
 
-    def _rest(self) -> None:
+    def rest(self) -> None:
         """Wait for a worker, or for the time at which something is due; never longer than a moment."""
         if self.flush.is_set() and self.quiet:
             self.flush.clear()

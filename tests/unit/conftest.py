@@ -9,6 +9,8 @@ import clickhouse_connect
 import duckdb
 import pytest
 from clickhouse_connect.driver.client import Client
+from contract.fakes import FakeClickHouse, InlinePool
+from log_room import LogRoom
 
 from replicator.embedded.clickhouse import ClickHouse
 
@@ -40,3 +42,17 @@ def database() -> Iterator[duckdb.DuckDBPyConnection]:
     """An empty DuckDB."""
     with duckdb.connect(config={"threads": 1}) as connection:
         yield connection
+
+
+@pytest.fixture
+def server() -> FakeClickHouse:
+    """A ClickHouse in memory."""
+    return FakeClickHouse()
+
+
+@pytest.fixture
+def room(tmp_path: Path, server: FakeClickHouse) -> Iterator[LogRoom]:
+    """Deliver over ``server``, turned by the test, each of its tasks done at once."""
+    room = LogRoom(path=tmp_path / "log.duckdb", sink=server, pool=InlinePool())
+    yield room
+    room.database.close()
