@@ -173,10 +173,10 @@ class Catalog:
         """Goes on where an earlier try ended, even one that was killed between two statements."""
         for sql in self._alters(sink, schema):
             sink.command(sql)
-            failpoint("migration.inside")
+            failpoint("alter.inside")
         for sql in sink_ddl.renew_statements(schema, self.log_ttl_days or None):
             sink.command(sql)
-            failpoint("migration.inside")
+            failpoint("alter.inside")
         with self._lock:
             self._made.add((schema.name, schema.schema_version))
 

@@ -28,6 +28,7 @@ NAMES = (
     "redrive.after_send",
     "fold.inside",
     "migration.inside",
+    "alter.inside",
 )
 
 

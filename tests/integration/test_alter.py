@@ -189,7 +189,7 @@ def test_a_kill_in_the_middle_of_an_alter_on_sighup_loses_nothing(
         source.xadd("orders", {"data": json.dumps(order(k))})
 
     made = len(sink_ddl.renew_statements(table_schema("orders", {"id": "BIGINT"}, ["id"])))
-    replicator.environment["REPLICATOR_FAILPOINTS"] = f"migration.inside=kill@{made + 2}"
+    replicator.environment["REPLICATOR_FAILPOINTS"] = f"alter.inside=kill@{made + 2}"
     serve = replicator.sections
     replicator.configure(streams='["orders"]', sections=serve + ORDERS)
     replicator.start()
