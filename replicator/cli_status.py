@@ -6,6 +6,7 @@ the file tells, and that no service runs.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -17,7 +18,6 @@ from replicator.config import Settings
 from replicator.errors import ReplicatorError
 
 CHECK_CODES = {"ok": 0, "degraded": 1, "failed": 2}
-COLOURS = {"ok": "green", "degraded": "yellow", "failed": "red"}
 WATCH_SECONDS = 1.0
 
 
@@ -32,7 +32,9 @@ def status_command(context: click.Context, as_json: bool, check: bool, watch: bo
         raise click.UsageError("--watch shows it to a person: leave --json and --check out")
     settings = settings_of(context)
     if watch:
-        return _watch(settings)
+        with contextlib.suppress(KeyboardInterrupt):  # that is how a watch ends
+            _watch(settings)
+        return
     try:
         report = read_report(settings)
     except ReplicatorError as error:

@@ -71,8 +71,8 @@ def _flow(report: Report) -> Table:
     grid.add_row(
         "runway",
         Text(
-            f"disk {seconds(runway['disk_seconds'], 'no end in sight')}, "
-            f"Redis {seconds(runway['redis_seconds'], 'no end in sight')}, "
+            f"disk {seconds(runway['disk_seconds'], 'not foreseeable')}, "
+            f"Redis {seconds(runway['redis_seconds'], 'not foreseeable')}, "
             f"caught up in {seconds(runway['catch_up_seconds'], UNKNOWN)}"
         ),
     )

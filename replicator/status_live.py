@@ -141,7 +141,7 @@ def _collect(service: Service, probe: Probe, samples: tuple[Sample, ...]) -> Sta
             confirmed_offset=_confirmed(confirmed, delivered, checkpoint),
             circuit=_circuit(service),
         ),
-        tables=[evolve(t, confirmed_offset=None if confirmed is None else confirmed.get(t.table)) for t in tables],
+        tables=[evolve(t, confirmed_offset=None if confirmed is None else confirmed.get(t.table, 0)) for t in tables],
         failed_syncs=records.failed,
         rejected_entries=records.rejected,
         gaps=records.gaps,

@@ -207,3 +207,26 @@ def test_pause_survives_a_restart_and_pausing_again_is_success(replicator: Repli
     assert report["state"] == "degraded"
     replicator.command("resume", "capture")
     replicator.until_status(lambda r: r["sink"]["checkpoint_offset"] == 5, "all is read and delivered")
+
+
+def test_a_gap_is_red_until_it_is_acknowledged(replicator: Replicator, source: redis.Redis) -> None:
+    replicator.start()
+    add(source, 1, 10)
+    replicator.until_status(lambda r: r["sink"]["checkpoint_offset"] == 10, "all is delivered")
+    replicator.stop()
+    add(source, 11, 30)
+    source.xtrim("trades", maxlen=5, approximate=False)
+    replicator.start()
+    report = replicator.until_status(lambda r: r["gaps"]["open"], "the loss is noticed")
+    assert report["state"] == "failed"
+    assert report["gaps"]["entries_lost"] == 15
+    assert replicator.command("status", "--check").code == 2
+    [gap] = replicator.command("gaps", "list", "--json").json
+    assert gap.items() >= {"stream": "trades", "entries_lost": 15, "status": "open"}.items()
+    assert "trades" in replicator.command("gaps", "list").out
+    assert replicator.command("gaps", "ack").code == 2
+    done = replicator.command("gaps", "ack", str(gap["id"]), "--note", "sent again by the desk", "--json")
+    assert (done.code, done.json["acknowledged"]) == (0, 1)
+    report = replicator.until_status(lambda r: r["state"] == "ok", "acknowledged, it is no longer red")
+    assert report["gaps"]["open"] == 0
+    assert "sent again by the desk" in replicator.command("actions", "--json").json[0]["effect"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import redis
 from replicator_process import Replicator, add, free_port
@@ -94,15 +96,35 @@ def test_commands_say_when_the_holder_of_the_file_is_no_service_they_can_reach(r
     assert replicator.command("status", "--check").code == 2
 
 
-def test_a_token_is_never_sent_to_something_else_on_the_port(
-    replicator: Replicator, clickhouse_server: ClickHouse
-) -> None:
+class Eavesdropper(BaseHTTPRequestHandler):
+    """Answers everything politely and remembers what it was told."""
+
+    heard: list[str | None] = []
+
+    def do_GET(self) -> None:
+        self.heard.append(self.headers["Authorization"])
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"pipeline": "main", "state": "ok"}')
+
+    do_POST = do_GET  # noqa: N815 - the name is HTTPServer's
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing on stderr."""
+
+
+def test_a_token_is_never_sent_to_something_else_on_the_port(replicator: Replicator) -> None:
     replicator.start()
-    note = replicator.database_path.with_name("replicator.duckdb.service.json")
-    note.write_text(json.dumps(json.loads(note.read_text()) | {"url": clickhouse_server.endpoint}))
-    done = replicator.command("sync")
+    with HTTPServer(("127.0.0.1", 0), Eavesdropper) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        note = replicator.database_path.with_name("replicator.duckdb.service.json")
+        told = json.loads(note.read_text()) | {"url": f"http://127.0.0.1:{other.server_port}"}
+        note.write_text(json.dumps(told))
+        done = replicator.command("sync")
+        other.shutdown()
     assert done.code == 3
-    assert "no replicator answers" in done.err
+    assert "something else answers there" in done.err
+    assert Eavesdropper.heard == [None]
 
 
 def test_another_pipeline_on_the_same_address_is_not_taken_for_ours(replicator: Replicator) -> None:
