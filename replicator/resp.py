@@ -124,6 +124,8 @@ class ReplyBuffer:
     _lines: int = field(default=0, init=False)
     _needed: int = field(default=1, init=False)
     _blocks: list[_Block] = field(factory=list, init=False)
+    _verified: int = field(default=0, init=False)
+    """Entries of the last block that are known to be regular."""
 
     def feed(self, more: bytes | bytearray | memoryview) -> None:
         new = np.frombuffer(more, np.uint8)
@@ -146,23 +148,51 @@ class ReplyBuffer:
         if self.size and self._bytes[0] != ord("*"):
             raise IrregularError
         while self._lines >= self._needed:
-            ends = self._found[0] if len(self._found) == 1 else np.concatenate(self._found)
-            self._found = [ends]
+            ends = self._ends()
             if not self._plan(ends):
                 return self._whole(ends)
-        if self.size > REPLY_BYTES_MAX or self._may_be_whole():
+        if self.size > REPLY_BYTES_MAX:
             raise IrregularError
+        if self._bytes[self.size - 2 : self.size].tobytes() == b"\r\n":
+            self._refuse_shorter(self._ends())
         return None
 
-    def _may_be_whole(self) -> bool:
-        """With fewer lines than foreseen: an entry without fields, for one. Waiting for the others could be in vain."""
-        return self.size > 1 and bool(self._bytes[self.size - 2] == _CR and self._bytes[self.size - 1] == _LF)
+    def _ends(self) -> np.ndarray:
+        """Where the lines end, in order: the places of their line feeds."""
+        if len(self._found) > 1:
+            self._found = [np.concatenate(self._found)]
+        return self._found[0]
+
+    def _refuse_shorter(self, ends: np.ndarray) -> None:
+        """What ends with a line may be whole with fewer lines than foreseen; to wait for the others would be in vain.
+
+        It is not where all entries so far are regular: then the announced ones are still to come.
+        """
+        block = self._blocks[-1] if self._blocks else None
+        if block is None or not block.line < self._lines < block.end:
+            raise IrregularError
+        complete, rest = divmod(self._lines - block.line, block.width)
+        if complete > self._verified:
+            self._spans(ends, block, self._verified, complete)
+            self._verified = complete
+        expected: bytes | None
+        for place in range(rest):
+            line = self._line(ends, block.line + complete * block.width + place)
+            if place in (0, 3):
+                fits = line == (b"*%d" % block.parts if place else b"*2")
+            elif place == 1 or (place > 3 and place % 2 == 0):
+                expected = line
+                fits = line[:1] == b"$" and line[1:].isdigit()
+            else:
+                fits = expected == b"$%d" % len(line)
+            if not fits:
+                raise IrregularError
 
     def drain(self) -> bytes:
         """All bytes so far; the buffer is empty afterwards and awaits the next reply."""
         held = self._bytes[: self.size].tobytes()
         self.size, self._lines, self._needed = 0, 0, 1
-        self._found, self._blocks = [], []
+        self._found, self._blocks, self._verified = [], [], 0
         if len(self._bytes) > KEPT_BYTES_MAX:
             self._bytes = np.empty(1 << 20, np.uint8)
         return held
@@ -185,7 +215,10 @@ class ReplyBuffer:
         if parts % 2 or (streams == 1 and entries < ENTRIES_MIN):
             raise IrregularError
         block = _Block(stream=name, line=start + LINES_OF_HEADER, entries=entries, parts=parts)
+        if self._blocks:
+            self._spans(ends, self._blocks[-1], self._verified, self._blocks[-1].entries)
         self._blocks.append(block)
+        self._verified = 0
         self._needed = block.end if len(self._blocks) == streams else block.end + 2 * LINES_OF_HEADER
         return True
 
@@ -212,20 +245,24 @@ class ReplyBuffer:
     # ── one stream ──
 
     def _entries(self, ends: np.ndarray, block: _Block) -> StreamEntries:
-        lines = ends[block.line - 1 : block.end].astype(np.int64, copy=False)
+        places = range(block.line + 5, block.line + block.width, 4)
+        names = tuple(self._line(ends, place) for place in places)
+        ids, *values = (self._column(first, end) for first, end in self._spans(ends, block, 0, block.entries))
+        return StreamEntries(stream=block.stream, ids=EntryIds(ids), fields=EntryFields(names, tuple(values)))
+
+    def _spans(self, ends: np.ndarray, block: _Block, start: int, stop: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Where ids and values of these entries begin and end. Raises IrregularError where an entry is not regular."""
+        first = block.line + start * block.width
+        lines = ends[first - 1 : block.line + stop * block.width]
         before, after = lines[: -1 : block.width], lines[1:]
-        id_first, id_end = self._values(before + 1, b"*2\r\n$", after, block, 1)
-        names, columns = [], []
-        at, head = id_end, b"\r\n*%d\r\n" % block.parts
+        spans = [self._values(before + 1, b"*2\r\n$", after, block, 1)]
+        head = b"\r\n*%d\r\n" % block.parts
         for place in range(4, block.width, 4):
             name = self._line(ends, block.line + place + 1)
             head += b"$%d\r\n%b\r\n$" % (len(name), name)
-            first, end = self._values(at, head, after, block, place + 2)
-            names.append(name)
-            columns.append(self._column(first, end))
-            at, head = end, b"\r\n"
-        ids = EntryIds(self._column(id_first, id_end))
-        return StreamEntries(stream=block.stream, ids=ids, fields=EntryFields(tuple(names), tuple(columns)))
+            spans.append(self._values(spans[-1][1], head, after, block, place + 2))
+            head = b"\r\n"
+        return spans
 
     def _values(
         self, at: np.ndarray, head: bytes, after: np.ndarray, block: _Block, place: int

@@ -70,7 +70,11 @@ def columns_reader() -> EntryReader:
 
 
 def cut(data: bytes, dice: random.Random) -> list[bytes]:
-    places = sorted(dice.sample(range(1, len(data)), min(len(data) - 1, dice.randrange(4)))) if len(data) > 1 else []
+    """The bytes in pieces, cut anywhere or where lines end, as Redis cuts them."""
+    line_ends = [place for place in range(1, len(data)) if data[place - 1 : place] == b"\n"]
+    anywhere = range(1, len(data))
+    choice = line_ends if line_ends and dice.random() < 0.5 else anywhere
+    places = sorted(dice.sample(choice, min(len(choice), dice.randrange(4))))
     return [data[a:b] for a, b in zip([0, *places], [*places, len(data)], strict=True)]
 
 
@@ -210,3 +214,26 @@ def test_a_length_of_other_characters_than_digits_is_refused() -> None:
     reader.feed(packed([(b"s", [(b"1-0", (b"a", b"x" * 20))])]).replace(b"$20", b"$1:"))
     with pytest.raises(hiredis.ProtocolError):
         reader.gets(False)
+
+
+def test_a_reply_cut_at_line_ends_is_read_as_columns() -> None:
+    lines = packed(trades(300)).splitlines(keepends=True)
+    reader = columns_reader()
+    reader.feed(b"".join(lines[:20]))
+    for line in lines[20:]:
+        assert reader.gets(False) is NOT_ENOUGH
+        reader.feed(line)
+    assert isinstance(reader.gets(False), EntryReply)
+
+
+@pytest.mark.parametrize("last", [b"*-1\r\n", b"*0\r\n", b"*2\r\n$4\r\ndata\r\n$-1\r\n"])
+def test_a_last_entry_with_fewer_lines_is_not_waited_for(last: bytes) -> None:
+    data = packed(trades(300))
+    data = data[: data.rindex(b"*2\r\n$4\r\ndata")] + last
+    for at in (len(data), len(data) - len(last)):
+        reader = columns_reader()
+        reader.feed(data[:at])
+        if at < len(data):
+            assert reader.gets(False) is NOT_ENOUGH
+            reader.feed(data[at:])
+        assert len(reader.gets(False)[0][1]) == 300
