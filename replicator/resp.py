@@ -120,7 +120,8 @@ class ReplyBuffer:
 
     size: int = field(default=0, init=False)
     _bytes: np.ndarray = field(factory=lambda: np.empty(1 << 20, np.uint8), init=False)
-    _found: list[np.ndarray] = field(factory=list, init=False)
+    _scanned: int = field(default=0, init=False)
+    _found: np.ndarray = field(factory=lambda: np.empty(0, np.int64), init=False)
     _lines: int = field(default=0, init=False)
     _needed: int = field(default=1, init=False)
     _blocks: list[_Block] = field(factory=list, init=False)
@@ -135,33 +136,30 @@ class ReplyBuffer:
             grown[: self.size] = self._bytes[: self.size]
             self._bytes = grown
         self._bytes[self.size : end] = new
-        ends = np.flatnonzero(new == _LF) + self.size
-        bare = self._bytes[ends - 1] != _CR
-        if bare.any():
-            ends = ends[~bare]
         self.size = end
-        self._found.append(ends)
-        self._lines += len(ends)
 
     def take(self) -> EntryReply | None:
         """The reply once it is whole, None while it is not. Raises IrregularError where it is for hiredis."""
-        if self.size and self._bytes[0] != ord("*"):
+        if self.size > REPLY_BYTES_MAX or (self.size and self._bytes[0] != ord("*")):
             raise IrregularError
+        if self.size < 2 or self._bytes[self.size - 1] != _LF or self._bytes[self.size - 2] != _CR:
+            return None
+        ends = self._ends()
         while self._lines >= self._needed:
-            ends = self._ends()
             if not self._plan(ends):
                 return self._whole(ends)
-        if self.size > REPLY_BYTES_MAX:
-            raise IrregularError
-        if self._bytes[self.size - 2 : self.size].tobytes() == b"\r\n":
-            self._refuse_shorter(self._ends())
+        self._refuse_shorter(ends)
         return None
 
     def _ends(self) -> np.ndarray:
         """Where the lines end, in order: the places of their line feeds."""
-        if len(self._found) > 1:
-            self._found = [np.concatenate(self._found)]
-        return self._found[0]
+        ends = np.flatnonzero(self._bytes[self._scanned : self.size] == _LF) + self._scanned
+        bare = self._bytes[ends - 1] != _CR
+        if bare.any():
+            ends = ends[~bare]
+        self._found = ends if not self._lines else np.concatenate([self._found, ends])
+        self._lines, self._scanned = len(self._found), self.size
+        return self._found
 
     def _refuse_shorter(self, ends: np.ndarray) -> None:
         """What ends with a line may be whole with fewer lines than foreseen; to wait for the others would be in vain.
@@ -191,8 +189,8 @@ class ReplyBuffer:
     def drain(self) -> bytes:
         """All bytes so far; the buffer is empty afterwards and awaits the next reply."""
         held = self._bytes[: self.size].tobytes()
-        self.size, self._lines, self._needed = 0, 0, 1
-        self._found, self._blocks, self._verified = [], [], 0
+        self.size, self._scanned, self._lines, self._needed, self._verified = 0, 0, 0, 1, 0
+        self._blocks = []
         if len(self._bytes) > KEPT_BYTES_MAX:
             self._bytes = np.empty(1 << 20, np.uint8)
         return held

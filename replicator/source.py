@@ -34,6 +34,7 @@ from replicator.witness import Checked, Sighting, StreamDescription
 REPLY_BYTES_TARGET = 8 << 20
 ENTRIES_MAX = 5120
 """Entries in one XREAD: 500–5000 is where Redis delivers most; 24 such replies make one DuckDB row group."""
+SOCKET_READ_BYTES = 1 << 18
 ENTRIES_FIRST = 64
 """Entries asked for before anything is known of their size."""
 
@@ -74,6 +75,7 @@ class RedisSource:
                 socket_timeout=o.timeout_seconds,
                 socket_connect_timeout=o.timeout_seconds,
                 socket_keepalive=True,
+                socket_read_size=SOCKET_READ_BYTES,
                 retry=None,
                 **credentials,
             )
