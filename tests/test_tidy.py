@@ -20,12 +20,12 @@ PACKAGE = ROOT / "replicator"
 LAYERS: dict[str, tuple[str, ...]] = {
     "values": ("errors", "model", "column_types", "default_value", "schema", "log_columns", "failpoints"),
     "pure": (
-        "canonical", "payload", "decode", "encode", "rows", "ndjson",
+        "canonical", "payload", "resp", "decode", "encode", "rows", "ndjson",
         "shape", "typed_text", "typed", "checksum", "wire", "lanes", "compare", "sink_ddl", "retry", "infer", "witness", "redis_replies", "status",
     ),
     "plumbing": ("config", "database", "telemetry", "clock", "collector", "outbox", "files"),
     "ends": ("changelog", "source", "ownership", "state", "ledger", "controls", "readonly", "sink", "producer"),
-    "between": ("catalog", "admit", "chunk", "reread", "refetch", "stream_watch", "standing", "log_return", "sink_return"),
+    "between": ("catalog", "admit", "dedup", "chunk", "readmit", "reread", "refetch", "stream_watch", "standing", "log_return", "sink_return"),
     "loops": ("capture", "deliver", "upkeep", "reconcile", "verify", "repair", "replay"),
     "face": (
         "embedded", "service", "status_file", "status_probe", "status_live", "query", "operations", "server", "client", "running",

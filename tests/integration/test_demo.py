@@ -231,15 +231,8 @@ def test_a_service_that_gets_nowhere_is_an_error_and_no_wait_for_ever(
 ) -> None:
     monkeypatch.setattr("replicator.demo.STALLED_SECONDS", 1.0)
     options = DemoOptions(directory=tmp_path / "place", changes=2000, seconds=1.0)
-    with pytest.raises(ReplicatorError, match="nothing moves: 1,200 written, 0 logged, 0 delivered"):
+    with pytest.raises(ReplicatorError, match=r"nothing moves: .* 0 delivered"):
         run_demo(options, StopsTheService())
-
-
-def test_a_terminal_without_unicode_is_no_reason_to_fail(tmp_path: Path) -> None:
-    demo = start_demo(*QUICK, cwd=tmp_path, environ={"PYTHONIOENCODING": "ascii"})
-    answer, said = demo.communicate(timeout=WAIT_SECONDS * 2)
-    assert demo.returncode == 0, said
-    assert "? 2,500 changes in" in answer
 
 
 # ── what it refuses ──
