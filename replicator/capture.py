@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Protocol
 
 import pyarrow as pa
@@ -27,6 +28,7 @@ from replicator.errors import SourceTurned, SourceUnavailable
 from replicator.failpoints import failpoint
 from replicator.model import OffsetRange, StreamPosition
 from replicator.stream_watch import StreamWatch, WatchedSource, witnessed
+from replicator.readmit import open_entries, readmission
 
 ROW_GROUP_ROWS = 122_880
 """Transactions of whole multiples of it bypass DuckDB's WAL. Source: measured on DuckDB 2.0.0."""
@@ -102,6 +104,9 @@ class Capture:
     """Why this run ends, once what was read is logged."""
 
     def run(self) -> None:
+    _asked: queue.SimpleQueue[tuple[Callable[[], Mapping[int, str]], Future[Mapping[int, str]]]] = field(
+        factory=queue.SimpleQueue, init=False
+    )
         """Until stopped. Raises the first error of either thread; call again to go on from what the log holds."""
         while not self.stop.is_set():
             try:
@@ -176,7 +181,7 @@ class Capture:
     def _admit(self, read: StreamRead) -> Admitted:
         routes = self.settings.routes()
         routed = evolve(read, table=routes.tables.get(read.stream), json_columns=routes.json_columns)
-        return self.admission.admit(decode(routed, routes.encodings))
+        return admission.admit(decode(routed, encodings))
 
     def _put(self, item: Chunk | BaseException | None, give_up: threading.Event) -> None:
         while True:
@@ -184,6 +189,9 @@ class Capture:
                 return self._chunks.put(item, timeout=0.1)
             except queue.Full:
                 if give_up.is_set() or self.stop.is_set():
+        return self._admit_by(self.admission, read, self.settings.routes().encodings)
+
+    def _admit_by(self, admission: Admission, read: StreamRead, encodings: Mapping[str, str]) -> Admitted:
                     return None
 
     def _drain(self) -> None:
@@ -200,11 +208,51 @@ class Capture:
                 if self._reader_ended:
                     return self._end()
                 continue
+    # ── what others ask of the appending thread ──
+
+    def readmit(self, ids: Sequence[int], *, as_new: bool, timeout_seconds: float) -> Mapping[int, str]:
+        """Log rejected entries that fit by now; returns why the others stay as they are. From any thread."""
+        asked: Future[Mapping[int, str]] = Future()
+        self._asked.put((lambda: self._readmit(ids, as_new=as_new), asked))
+        try:
+            return asked.result(timeout_seconds)
+        except TimeoutError:
+            if not asked.cancel():
+                return asked.result()
+            raise SourceUnavailable(
+                f"capture did not come to it in {timeout_seconds:g} s", hint="see `replicator status`: it has to run"
+            ) from None
+
+    def _readmit(self, ids: Sequence[int], *, as_new: bool) -> Mapping[int, str]:
+        session = self.changelog.database.session()
+        admission = evolve(self.admission, session=session)
+        try:
+            encodings = self.settings.routes().encodings  # arrow shows; its single rows were kept in json
+            mine = {stream: encoding for stream, encoding in encodings.items() if encoding != "arrow"}
+            entries = open_entries(session, ids)
+            found = readmission(session, entries, lambda read: self._admit_by(admission, read, mine), as_new=as_new)
+        finally:
+            session.close()
+        if found.append.readmitted:
+            self._count([], found.append, self._log(found.append))
+        return found.kept
+
+    def _serve(self) -> None:
+        while not self._asked.empty():
+            work, asked = self._asked.get_nowait()
+            if asked.set_running_or_notify_cancel():
+                try:
+                    asked.set_result(work())
+                except BaseException as error:
+                    asked.set_exception(error)
+                    raise
+
             rows = sum(chunk.rows for chunk in waiting)
             whole = rows - rows % ROW_GROUP_ROWS
             now_chunks, waiting = gather(waiting, whole or rows)
             self._commit(now_chunks)
             if not any(chunk.more for chunk in waiting) and waiting:
+            self._serve()
                 self._commit(waiting)
                 waiting = []
 
@@ -247,13 +295,16 @@ class Capture:
         logged = self.changelog.append(self.session, append, may_log=self.may_log)
         failpoint("append.after_commit")
         self._publish(append.positions)
-        self._count(chunks, append, logged)
+        return logged
 
     def _publish(self, positions: Sequence[StreamPosition]) -> None:
         """Redis witnesses the head before deliver may ship it; when Redis is silent, deliver goes on without.
 
         After a failure nothing more is published in this run: a new one looks first at what Redis has become.
         """
+        self._count(chunks, append, self._log(append))
+
+    def _log(self, append: Append) -> OffsetRange | None:
         if self._trouble is None:
             try:
                 self.may_log()

@@ -28,6 +28,8 @@ class Append:
     gaps: tuple[Gap, ...] = ()
 
 
+    readmitted: tuple[int, ...] = ()
+    """Rejected entries that these changes are: they are closed with it."""
 @define
 class ChangeLog:
     """The log's writer and reader. One thread appends; any thread may read with a session of its own."""
@@ -78,6 +80,8 @@ class ChangeLog:
                 row = [gap.stream, gap.after_entry_id, gap.before_entry_id, gap.entries_lost, gap.cause, at]
                 session.execute(statement("changelog/record_gap"), row)
             may_log()
+            if append.readmitted:
+                session.execute(statement("changelog/close_rejected"), {"ids": list(append.readmitted)})
         if not rows:
             return None
         self.head += rows

@@ -208,7 +208,7 @@ def _giving_up(options: Options) -> Options:
 # ── rejected ──
 
 
-@click.group("rejected", short_help="Entries that could not be logged: list, show, discard.")
+@click.group("rejected", short_help="Entries that could not be logged: list, show, retry, discard.")
 def rejected_group() -> None:
     """Entries that could not be logged. They are kept with their raw bytes and the reason."""
 
@@ -233,6 +233,24 @@ def _show_rejected(rows: list[Options]) -> None:
 def rejected_show(context: click.Context, rejected_id: int, as_json: bool) -> None:
     """Show one with its fields and its raw bytes (base64)."""
     _show_one(context, "rejected", rejected_id, as_json)
+
+
+@rejected_group.command("retry")
+@_selecting("stream")
+@click.option("--as-new", is_flag=True, help="Also where the key has a newer change: the entry then counts as newest.")
+@dry_run_option
+@json_option
+@click.pass_context
+def rejected_retry(context: click.Context, **options: Any) -> None:
+    """Decode entries again with today's configuration and log those that fit. Ends with 3 when some are still open."""
+    more = {"as_new": options["as_new"], "dry_run": options["dry_run"]}
+    done = _change(context, "rejected", "retry", _body(options), more)
+    answer(done, options["as_json"], lambda d: _show_retried(d["rejected"]))
+    context.exit(0 if options["dry_run"] or done["logged"] == len(done["rejected"]) else UNAVAILABLE)
+
+
+def _show_retried(rows: list[Options]) -> None:
+    _show_rejected([{**row, "reason": row.get("kept") or row["reason"]} for row in rows])
 
 
 @rejected_group.command("discard")

@@ -15,6 +15,7 @@ from typing import Any
 
 from attrs import define, evolve, field, frozen
 
+from replicator.capture import Capture
 from replicator.controls import CAPTURE, DELIVER, Controls, record_action
 from replicator.database import Database, Session, now, statement
 from replicator.decode_parts import unpack_raw
@@ -52,13 +53,14 @@ class Selection:
 
 @define
 class Operations:
-    """``deliver`` is None when no service runs: then only the file can be changed."""
+    """``deliver`` and ``capture`` are None when no service runs: then only the file can be changed."""
 
     database: Database
     controls: Controls
     ledger: Ledger
     deliver: Deliver | None = None
     tables: Callable[[], Sequence[str]] = field(default=lambda: ())
+    capture: Capture | None = None
 
     @contextmanager
     def _session(self) -> Iterator[Session]:
@@ -216,6 +218,39 @@ class Operations:
         [found] = self._named(rows, (rejected_id,), "rejected entry")
         raw = found.pop("raw")
         return {**found, "fields": _fields(raw), "raw_base64": base64.b64encode(raw).decode()}
+
+    def rejected_retry(
+        self,
+        selection: Selection,
+        *,
+        actor: str,
+        as_new: bool = False,
+        dry_run: bool = False,
+        wait_seconds: float = 30.0,
+    ) -> Answer:
+        """Decode rejected entries again and log those that fit by now. ``kept`` says why of each that stays.
+
+        Where its key has a newer change, an entry is logged only ``as_new``: it then counts as the newest.
+        """
+        chosen = self._chosen(self.rejected(selection.for_change()), selection, "rejected entry")
+        if dry_run:
+            return {"dry_run": True, "rejected": chosen}
+        if self.capture is None:
+            raise SinkUnavailable(
+                "the service is not running, so a retry is not possible", hint="start it with `replicator run`"
+            )
+        ids = [row["id"] for row in chosen]
+        kept = self.capture.readmit(ids, as_new=as_new, timeout_seconds=wait_seconds) if ids else {}
+        logged = len(ids) - len(kept)
+        self._record(
+            actor, "rejected retry", _ids(ids), f"{logged} logged{' as new' if as_new else ''}, {len(kept)} kept"
+        )
+        rows = self.rejected(Selection(ids=tuple(ids), status=None)) if ids else []
+        return {
+            "dry_run": False,
+            "rejected": [{**row, "kept": kept.get(row["id"])} for row in rows],
+            "logged": logged,
+        }
 
     def rejected_discard(self, selection: Selection, *, actor: str, reason: str, dry_run: bool = False) -> Answer:
         """Close rejected entries. Their bytes stay on record."""

@@ -89,6 +89,7 @@ class RunningService:
             ledger=service.ledger,
             deliver=service.deliver,
             tables=lambda: list(service.catalog.current),
+            capture=service.capture,
         )
         return cls(
             settings=settings,

@@ -132,6 +132,12 @@ class RetryRequest(ChangeRequest):
     dry_run: bool = False
 
 
+class RejectedRetryRequest(RetryRequest):
+    """``as_new`` also logs what a newer change of its key has overtaken, as the newest."""
+
+    as_new: bool = False
+
+
 class DiscardRequest(ChangeRequest):
     reason: str = Field(min_length=1, max_length=2000)
     dry_run: bool = False
@@ -303,6 +309,12 @@ def _add_rejected(router: APIRouter, ops: Operations, reader: list[Any], admin: 
     def rejected_show(rejected_id: RowId) -> dict[str, Any]:
         """One of them, with its fields and raw bytes."""
         return ops.rejected_show(rejected_id)
+
+    @router.post("/rejected/retry", dependencies=admin)
+    def rejected_retry(body: RejectedRetryRequest, who: Actor) -> dict[str, Any]:
+        """Decode rejected entries again and log those that fit by now."""
+        more = {"as_new": body.as_new, "dry_run": body.dry_run, "wait_seconds": body.wait_seconds}
+        return ops.rejected_retry(body.selection(), actor=who, **more)
 
     @router.post("/rejected/discard", dependencies=admin)
     def rejected_discard(body: DiscardRequest, who: Actor) -> dict[str, Any]:
