@@ -27,8 +27,8 @@ from replicator.decode import StreamRead, decode
 from replicator.errors import SourceTurned, SourceUnavailable
 from replicator.failpoints import failpoint
 from replicator.model import OffsetRange, StreamPosition
-from replicator.stream_watch import StreamWatch, WatchedSource, witnessed
 from replicator.readmit import open_entries, readmission
+from replicator.stream_watch import StreamWatch, WatchedSource, witnessed
 
 ROW_GROUP_ROWS = 122_880
 """Transactions of whole multiples of it bypass DuckDB's WAL. Source: measured on DuckDB 2.0.0."""
@@ -97,6 +97,9 @@ class Capture:
     may_log: Callable[[], None] = field(default=lambda: None)
     """Raises where this process no longer owns the pipeline."""
     _chunks: queue.Queue[Chunk | BaseException | None] = field(init=False)
+    _asked: queue.SimpleQueue[tuple[Callable[[], Mapping[int, str]], Future[Mapping[int, str]]]] = field(
+        factory=queue.SimpleQueue, init=False
+    )
     _positions: dict[str, StreamPosition] = field(factory=dict, init=False)
     _quit_reading: threading.Event = field(factory=threading.Event, init=False)
     _reader_ended: bool = field(default=False, init=False)
@@ -104,9 +107,6 @@ class Capture:
     """Why this run ends, once what was read is logged."""
 
     def run(self) -> None:
-    _asked: queue.SimpleQueue[tuple[Callable[[], Mapping[int, str]], Future[Mapping[int, str]]]] = field(
-        factory=queue.SimpleQueue, init=False
-    )
         """Until stopped. Raises the first error of either thread; call again to go on from what the log holds."""
         while not self.stop.is_set():
             try:
@@ -179,6 +179,9 @@ class Capture:
         return chunks
 
     def _admit(self, read: StreamRead) -> Admitted:
+        return self._admit_by(self.admission, read, self.settings.routes().encodings)
+
+    def _admit_by(self, admission: Admission, read: StreamRead, encodings: Mapping[str, str]) -> Admitted:
         routes = self.settings.routes()
         routed = evolve(read, table=routes.tables.get(read.stream), json_columns=routes.json_columns)
         return admission.admit(decode(routed, encodings))
@@ -189,25 +192,12 @@ class Capture:
                 return self._chunks.put(item, timeout=0.1)
             except queue.Full:
                 if give_up.is_set() or self.stop.is_set():
-        return self._admit_by(self.admission, read, self.settings.routes().encodings)
-
-    def _admit_by(self, admission: Admission, read: StreamRead, encodings: Mapping[str, str]) -> Admitted:
                     return None
 
     def _drain(self) -> None:
         while not self._chunks.empty():
             self._chunks.get_nowait()
 
-    # ── the appending thread ──
-
-    def _append_until_stopped(self) -> None:
-        waiting: list[Chunk] = []
-        while not self.stop.is_set():
-            waiting = self._collect(waiting)
-            if not waiting:
-                if self._reader_ended:
-                    return self._end()
-                continue
     # ── what others ask of the appending thread ──
 
     def readmit(self, ids: Sequence[int], *, as_new: bool, timeout_seconds: float) -> Mapping[int, str]:
@@ -247,12 +237,22 @@ class Capture:
                     asked.set_exception(error)
                     raise
 
+    # ── the appending thread ──
+
+    def _append_until_stopped(self) -> None:
+        waiting: list[Chunk] = []
+        while not self.stop.is_set():
+            self._serve()
+            waiting = self._collect(waiting)
+            if not waiting:
+                if self._reader_ended:
+                    return self._end()
+                continue
             rows = sum(chunk.rows for chunk in waiting)
             whole = rows - rows % ROW_GROUP_ROWS
             now_chunks, waiting = gather(waiting, whole or rows)
             self._commit(now_chunks)
             if not any(chunk.more for chunk in waiting) and waiting:
-            self._serve()
                 self._commit(waiting)
                 waiting = []
 
@@ -291,6 +291,9 @@ class Capture:
             positions=tuple(witnessed(p, self.source.published) for p in positions.values()),
             gaps=tuple(gap for chunk in chunks for gap in chunk.gaps),
         )
+        self._count(chunks, append, self._log(append))
+
+    def _log(self, append: Append) -> OffsetRange | None:
         failpoint("append.before_commit")
         logged = self.changelog.append(self.session, append, may_log=self.may_log)
         failpoint("append.after_commit")
@@ -302,9 +305,6 @@ class Capture:
 
         After a failure nothing more is published in this run: a new one looks first at what Redis has become.
         """
-        self._count(chunks, append, self._log(append))
-
-    def _log(self, append: Append) -> OffsetRange | None:
         if self._trouble is None:
             try:
                 self.may_log()

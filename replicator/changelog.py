@@ -25,11 +25,11 @@ class Append:
     changes: pa.Table
     rejections: pa.Table
     positions: tuple[StreamPosition, ...]
+    readmitted: tuple[int, ...] = ()
+    """Rejected entries that these changes are: they are closed with it."""
     gaps: tuple[Gap, ...] = ()
 
 
-    readmitted: tuple[int, ...] = ()
-    """Rejected entries that these changes are: they are closed with it."""
 @define
 class ChangeLog:
     """The log's writer and reader. One thread appends; any thread may read with a session of its own."""
@@ -75,13 +75,13 @@ class ChangeLog:
             if append.rejections.num_rows:
                 with session.relation(new_rejections=append.rejections):
                     session.execute(statement("changelog/reject"), {"rejected_at": at})
+            if append.readmitted:
+                session.execute(statement("changelog/close_rejected"), {"ids": list(append.readmitted)})
             store_positions(session, append.positions, at)
             for gap in append.gaps:
                 row = [gap.stream, gap.after_entry_id, gap.before_entry_id, gap.entries_lost, gap.cause, at]
                 session.execute(statement("changelog/record_gap"), row)
             may_log()
-            if append.readmitted:
-                session.execute(statement("changelog/close_rejected"), {"ids": list(append.readmitted)})
         if not rows:
             return None
         self.head += rows
