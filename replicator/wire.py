@@ -55,7 +55,10 @@ def conform(batch: pa.Table, schema: pa.Schema) -> pa.Table:
     names = set(batch.column_names) ^ set(schema.names)
     if names or batch.num_columns != len(schema):
         raise ValueError(f"columns {sorted(names) or 'named twice'} are not both in the batch and in its table")
-    return batch.select(schema.names).cast(schema, safe=True)
+    try:
+        return batch.select(schema.names).cast(schema, safe=True)
+    except pa.ArrowNotImplementedError as error:
+        raise ValueError(f"a column has a type that its table cannot take: {error}") from error
 
 
 def _log_field(column: LogColumn) -> pa.Field:

@@ -72,6 +72,8 @@ class TablesRoom:
         self.session = self.service.database.session()
         self._thread = threading.Thread(target=self.service.run, name="service")
         self._thread.start()
+        names = list(self.service.catalog.current)
+        until(lambda: all(self.service.sink.columns(name) for name in names), "the tables are in ClickHouse")
 
     def stop(self) -> None:
         """In order, as SIGTERM does."""
