@@ -24,6 +24,7 @@ from replicator.chunk import Chunk, gather
 from replicator.collector import collector_paused
 from replicator.database import Session
 from replicator.decode import StreamRead, decode
+from replicator.dedup import Dedup, Window
 from replicator.errors import SourceTurned, SourceUnavailable
 from replicator.failpoints import failpoint
 from replicator.model import OffsetRange, StreamPosition
@@ -63,6 +64,10 @@ class CaptureProgress:
     entries_read: int = 0
     changes_appended: int = 0
     entries_rejected: int = 0
+    changes_repeated: int = 0
+    """Left out: their idempotency key was logged with the same content."""
+    id_conflicts: int = 0
+    """Logged beside another content of the same idempotency key."""
     commits: int = 0
     heartbeat_at: float = field(factory=time.monotonic)
     positions: dict[str, StreamPosition] = field(factory=dict)
@@ -80,6 +85,8 @@ class CaptureSettings:
     streams: Callable[[], tuple[str, ...]]
     routes: Callable[[], Routes]
     first_position: Callable[[str], StreamPosition]
+    ids: Window = field(factory=lambda: Window(seconds=0, ids=0))
+    """The window of idempotency keys."""
 
 
 @define
@@ -121,6 +128,7 @@ class Capture:
         self._chunks = queue.Queue(QUEUE_CHUNKS_MAX)
         self._quit_reading.clear()
         self._reader_ended, self._trouble = False, None
+        self.changelog.reread(self.session)
         self._positions = self.changelog.positions(self.session)
         self.progress.positions = dict(self._positions)
         self.progress.release(self.changelog.head)
@@ -140,6 +148,7 @@ class Capture:
         positions = dict(self._positions)
         session = self.changelog.database.session()
         watch = StreamWatch(source=self.source, session=session, admit=self._admit)
+        dedup = Dedup(session=session, window=self.settings.ids)
         ended: BaseException | None = None
         try:
             while not self._quit_reading.is_set() and not self.stop.is_set():
@@ -147,7 +156,7 @@ class Capture:
                 if self.paused() or not self.settings.streams():
                     self._quit_reading.wait(0.2)
                     continue
-                self._read_once(positions, watch)
+                self._read_once(positions, watch, dedup)
         except BaseException as error:  # handed to the appending thread, which raises it
             ended = error
         finally:
@@ -155,27 +164,28 @@ class Capture:
             session.close()
             self._put(ended, self.stop)
 
-    def _read_once(self, positions: dict[str, StreamPosition], watch: StreamWatch) -> None:
+    def _read_once(self, positions: dict[str, StreamPosition], watch: StreamWatch, dedup: Dedup) -> None:
         for stream in self.settings.streams():
             if stream not in positions:
                 first = positions[stream] = self.settings.first_position(stream)
                 self._put(Chunk.turn(first, first, ()), self.stop)
         wanted = {stream: positions[stream] for stream in self.settings.streams()}
         with collector_paused():
-            chunks = self._read_chunks(wanted, watch)
+            chunks = self._read_chunks(wanted, watch, dedup)
         for chunk in chunks:
             positions[chunk.end.stream] = chunk.end
             self._put(chunk, self.stop)
 
-    def _read_chunks(self, positions: Mapping[str, StreamPosition], watch: StreamWatch) -> list[Chunk]:
+    def _read_chunks(self, positions: Mapping[str, StreamPosition], watch: StreamWatch, dedup: Dedup) -> list[Chunk]:
         """One read, decoded and admitted. What Redis sent is freed on return: only the entry ids are kept."""
         look = watch.read(positions, block_seconds=BLOCK_SECONDS)
         chunks = list(look.turns)
         starts = {**positions, **{turn.end.stream: turn.end for turn in look.turns}}
         for place, read in enumerate(look.reads):
-            admitted = watch.unlogged(read, self._admit(read))
+            unique = dedup.unique(watch.unlogged(read, self._admit(read)))
             more = look.behind or place < len(look.reads) - 1
-            chunks.append(Chunk.of(read, starts[read.stream], admitted, more=more))
+            chunk = Chunk.of(read, starts[read.stream], unique.admitted, more=more)
+            chunks.append(evolve(chunk, repeated=unique.dropped, conflicts=unique.conflicts))
         return chunks
 
     def _admit(self, read: StreamRead) -> Admitted:
@@ -290,6 +300,7 @@ class Capture:
             rejections=pa.concat_tables([chunk.rejections for chunk in chunks]),
             positions=tuple(witnessed(p, self.source.published) for p in positions.values()),
             gaps=tuple(gap for chunk in chunks for gap in chunk.gaps),
+            claims_ids=self.settings.ids.is_open,
         )
         self._count(chunks, append, self._log(append))
 
@@ -321,6 +332,8 @@ class Capture:
         p.entries_read += sum(chunk.entries for chunk in chunks)
         p.changes_appended += append.changes.num_rows
         p.entries_rejected += append.rejections.num_rows
+        p.changes_repeated += sum(chunk.repeated for chunk in chunks)
+        p.id_conflicts += sum(chunk.conflicts for chunk in chunks)
         p.commits += 1
         p.positions = {**p.positions, **{chunk.end.stream: chunk.end for chunk in chunks}}
         changes, rejected = append.changes.num_rows, append.rejections.num_rows

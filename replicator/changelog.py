@@ -20,7 +20,10 @@ from replicator.model import EntryId, Gap, OffsetRange, StreamPosition, version_
 
 @frozen(kw_only=True)
 class Append:
-    """What one transaction stores: changes and rejections in the order read, where the streams stand then, and gaps."""
+    """What one transaction stores: changes and rejections in the order read, where the streams stand then, and gaps.
+
+    ``claims_ids``: the changes' idempotency keys are claimed with them.
+    """
 
     changes: pa.Table
     rejections: pa.Table
@@ -28,6 +31,7 @@ class Append:
     readmitted: tuple[int, ...] = ()
     """Rejected entries that these changes are: they are closed with it."""
     gaps: tuple[Gap, ...] = ()
+    claims_ids: bool = False
 
 
 @define
@@ -43,14 +47,13 @@ class ChangeLog:
     def open(cls, database: Database) -> ChangeLog:
         """Attach to the file's log. Raises LogCorrupt when its offsets have a hole at the end."""
         session = database.session()
-        timeline, head, rows, tail_first = session.row(statement("changelog/ends")) or (1, 0, 0, 0)
+        timeline, head = _ends(session)
         session.close()
-        if head and rows != head - tail_first + 1:
-            raise LogCorrupt(
-                f"the log holds {rows} changes in offsets {tail_first}..{head}",
-                hint="keep the file and rebuild it with `replicator restore`",
-            )
-        return cls(database=database, timeline=int(timeline), head=int(head))
+        return cls(database=database, timeline=timeline, head=head)
+
+    def reread(self, session: Session) -> None:
+        """Ask the file where the log ends: a commit that failed may be durable all the same. Raises as `open` does."""
+        self.timeline, self.head = _ends(session)
 
     def append(
         self,
@@ -72,6 +75,8 @@ class ChangeLog:
                     session.execute(
                         statement("changelog/append"), {"base": version_of(self.timeline, 0), "logged_at": at}
                     )
+                    if append.claims_ids and append.changes["event_id"].null_count < rows:
+                        session.execute(statement("dedup/claim"), {"logged_at": at})
             if append.rejections.num_rows:
                 with session.relation(new_rejections=append.rejections):
                     session.execute(statement("changelog/reject"), {"rejected_at": at})
@@ -94,6 +99,17 @@ class ChangeLog:
     def positions(self, session: Session) -> dict[str, StreamPosition]:
         """Where every stream stands."""
         return {row[0]: _position(row) for row in session.rows(statement("changelog/positions"))}
+
+
+def _ends(session: Session) -> tuple[int, int]:
+    """The timeline and the head. Raises LogCorrupt when the last offsets have a hole, or one of them stands twice."""
+    timeline, head, rows, tail_first = session.row(statement("changelog/ends")) or (1, 0, 0, 0)
+    if head and rows != head - tail_first + 1:
+        raise LogCorrupt(
+            f"the log holds {rows} changes in offsets {tail_first}..{head}",
+            hint="keep the file and rebuild it with `replicator restore`",
+        )
+    return int(timeline), int(head)
 
 
 def store_positions(session: Session, positions: Iterable[StreamPosition], at: datetime) -> None:

@@ -29,6 +29,10 @@ class Chunk:
     rejections: pa.Table
     more: bool
     gaps: Sequence[Gap] = ()
+    repeated: int = 0
+    """Changes left out because their id was logged with the same content."""
+    conflicts: int = 0
+    """Changes whose id was logged with another content."""
 
     @classmethod
     def turn(cls, start: StreamPosition, end: StreamPosition, gaps: Sequence[Gap]) -> Chunk:
@@ -79,7 +83,12 @@ class Chunk:
             self, end=middle, changes=self.changes.slice(0, rows), rejections=self.rejections.filter(before), more=True
         )
         tail = evolve(
-            self, start=middle, changes=self.changes.slice(rows), rejections=self.rejections.filter(pc.invert(before))
+            self,
+            start=middle,
+            changes=self.changes.slice(rows),
+            rejections=self.rejections.filter(pc.invert(before)),
+            repeated=0,
+            conflicts=0,
         )
         return head, tail
 

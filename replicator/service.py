@@ -21,6 +21,7 @@ from replicator.changelog import ChangeLog, StreamPosition
 from replicator.config import Settings, migrations_dir
 from replicator.controls import CAPTURE, Controls
 from replicator.database import Database, DatabaseOptions
+from replicator.dedup import Window
 from replicator.deliver import Deliver, DeliverSettings
 from replicator.deliver_record import Recorder
 from replicator.deliver_work import Worker
@@ -146,20 +147,10 @@ class Service:
         ledger = Ledger.open(database, settings.writer.error_handling.failed_sync_table)
         instance_id = _instance_id(database)
         source, sink = build_source(settings), build_sink(settings)
-        ownership = Ownership(
-            store=source,
-            pipeline=settings.pipeline.name,
-            instance_id=instance_id,
-            seat=seat_of(database.options.path),
-            file_empty=changelog.head == 0,
-        )
+        ownership = _build_ownership(settings, changelog, source, instance_id)
         sink.may_send = ownership.check_sending
         capture = Capture(
-            settings=CaptureSettings(
-                streams=lambda: catalog.routes.streams,
-                routes=lambda: catalog.routes,
-                first_position=lambda stream: first_position(settings, source, stream),
-            ),
+            settings=_capture_settings(settings, catalog, source),
             source=source,
             changelog=changelog,
             admission=Admission(session=database.session(), catalog=catalog),
@@ -309,6 +300,15 @@ class Service:
         return changed
 
 
+def _capture_settings(settings: Settings, catalog: Catalog, source: RedisSource) -> CaptureSettings:
+    return CaptureSettings(
+        streams=lambda: catalog.routes.streams,
+        routes=lambda: catalog.routes,
+        first_position=lambda stream: first_position(settings, source, stream),
+        ids=Window(seconds=settings.dedup.window_sec, ids=settings.dedup.window_ids),
+    )
+
+
 def _build_deliver(
     *,
     settings: Settings,
@@ -350,6 +350,16 @@ def _build_deliver(
         ),
         capture=progress,
         stop=stop,
+    )
+
+
+def _build_ownership(settings: Settings, changelog: ChangeLog, source: RedisSource, instance_id: str) -> Ownership:
+    return Ownership(
+        store=source,
+        pipeline=settings.pipeline.name,
+        instance_id=instance_id,
+        seat=seat_of(changelog.database.options.path),
+        file_empty=changelog.head == 0,
     )
 
 

@@ -16,6 +16,7 @@ from replicator.catalog import Catalog, Routes
 from replicator.changelog import ChangeLog
 from replicator.config import migrations_dir
 from replicator.database import Database, DatabaseOptions
+from replicator.dedup import Window
 from replicator.errors import OwnershipLost, ReplicatorError
 from replicator.model import NO_ENTRY, StreamPosition
 from replicator.ownership import Ownership, seat_of
@@ -43,6 +44,7 @@ class CaptureRoom:
     url: str
     streams: tuple[str, ...] = ("trades",)
     start_newest: bool = False
+    ids: Window = field(factory=lambda: Window(seconds=0, ids=0))
     lease_seconds: float | None = None
     """With a lease, as the service has it; without one, nobody else is expected."""
     errors: list[ReplicatorError] = field(factory=list)
@@ -66,7 +68,9 @@ class CaptureRoom:
             lease_seconds=self.lease_seconds or 60,
         )
         self.capture = Capture(
-            settings=CaptureSettings(streams=lambda: self.streams, routes=Routes, first_position=self._first_position),
+            settings=CaptureSettings(
+                streams=lambda: self.streams, routes=Routes, first_position=self._first_position, ids=self.ids
+            ),
             source=self.source,
             changelog=ChangeLog.open(self.database),
             admission=Admission(session=self.database.session(), catalog=Catalog.open(self.database, (), self.streams)),

@@ -245,3 +245,16 @@ def test_both_sides_gone_back_are_brought_together(room: ServiceRoom) -> None:
     room.add(91, 100)
     wait_until(lambda: sorted(set(room.held)) == numbers(1, 100) or room.failed, "both sides whole")
     assert sorted(room.logged) == numbers(1, 100) and offsets_are_whole(room)
+
+
+def test_a_log_that_retention_has_emptied_goes_on_behind_what_was_delivered(room: ServiceRoom) -> None:
+    room.start()
+    delivered(room, 1, 20)
+    session = room.service.database.session()
+    session.execute("delete from change_log")
+    session.close()
+    room.stop()
+    room.start()
+    assert room.service.changelog.head == 20
+    delivered(room, 21, 25)
+    assert room.held == numbers(1, 25) and returned(room) == []
