@@ -63,6 +63,8 @@ class Deliver:
     capture: CaptureProgress
     stop: threading.Event
     lanes: dict[str, LaneState] = field(factory=dict)
+    loaded: bool = False
+    """Whether the lanes are as the file has them: until then they tell nothing."""
     scanned: int = 0
     heartbeat_at: float = field(factory=time.monotonic)
     delivered_rows: int = 0
@@ -105,6 +107,8 @@ class Deliver:
 
     def load(self) -> None:
         """Forget everything and ask the log: positions, frozen batches, open outages."""
+        self.loaded = False
+        self.scanned = 0
         self.lanes.clear()
         self.recorder.forget()
         self.ledger.refresh(self.session)
@@ -112,17 +116,18 @@ class Deliver:
             state = self.state(name)
             state.batched, state.stored = position.batched, True
             state.scanned = state.checkpoint = max(position.checkpoint, position.batched)
-        self.scanned = self._idle_saved = min((state.scanned for state in self.lanes.values()), default=0)
         for batch in self.ledger.undelivered(self.session):
             state = self.state(batch.lane, batch.schema_version)
             state.frozen.append(batch)
             state.trials[batch.batch_id] = Trial(ask_first=True)
             state.checkpoint = min(state.checkpoint, batch.offsets.first - 1)
+        self.scanned = self._idle_saved = min((state.scanned for state in self.lanes.values()), default=0)
         for failed in self.ledger.open_failures(self.session):
             if failed.reason == "outage":
                 self.add_redrive(failed)
                 self.state(failed.lane).circuit = Circuit.OPEN
         self.state(GENERIC_LANE)
+        self.loaded = True
 
     def state(self, name: str, schema_version: int | None = None) -> LaneState:
         """The lane's state. A lane met for the first time has nothing up to where the log is scanned."""
@@ -279,19 +284,19 @@ class Deliver:
                 stop_lane(self, state, error)
 
     def _take_prepared(self, state: LaneState) -> None:
+        """A lane is never seen without what it has pending: what takes its place is set first."""
         preparing, state.preparing = state.preparing, None
         assert preparing is not None and state.cutting is not None
         try:
-            prepared = preparing.result()
+            state.prepared = prepared = preparing.result()
         except Exception as error:
             state.put_back(state.cutting.offsets.first - 1, 0)
             if not isinstance(error, DatabaseUnavailable):
                 raise
             state.last_error = str(error)
             state.try_at = time.monotonic() + self.settings.ladder().waits_seconds[0]
-            return
-        state.put_back(prepared.offsets.last, prepared.table.num_rows)
-        state.prepared = prepared
+        else:
+            state.put_back(prepared.offsets.last, prepared.table.num_rows)
 
     def _take_recorded(self) -> list[Sent]:
         recorded = self.recorder.take(self.settings.ladder())

@@ -148,33 +148,33 @@ class LaneState:
 
     def cut(self, limits: BatchLimits) -> Cut:
         """Take the next batch's segments. The caller knows that there are some."""
-        first = self.segments.popleft()
-        end, rows = first.end, first.rows
-        while self.segments and self.segments[0].schema_version == first.schema_version:
-            if rows + self.segments[0].rows > limits.rows_max:
+        first = self.segments[0]
+        end, rows, taken = first.end, first.rows, 1
+        for following in list(self.segments)[1:]:
+            if following.schema_version != first.schema_version or rows + following.rows > limits.rows_max:
                 break
-            following = self.segments.popleft()
-            end, rows = following.end, rows + following.rows
+            end, rows, taken = following.end, rows + following.rows, taken + 1
         offsets = OffsetRange(first=self.batched + 1, last=end)
-        self.batched = end
         self.cutting = Cut(offsets=offsets, rows=rows, schema_version=first.schema_version, oldest_at=first.oldest_at)
+        self.batched = end
+        for _ in range(taken):  # after ``cutting`` is set: others ask at any moment whether anything is pending
+            self.segments.popleft()
         return self.cutting
 
     def put_back(self, after: int, rows: int) -> None:
         """Of the range being cut, only the offsets through ``after`` (with ``rows`` changes) became a batch."""
         cut = self.cutting
         assert cut is not None
+        if after < cut.offsets.last:
+            rest = Segment(
+                end=cut.offsets.last,
+                rows=max(1, cut.rows - rows),
+                schema_version=cut.schema_version,
+                oldest_at=cut.oldest_at,
+            )
+            self.segments.appendleft(rest)
+            self.batched = after
         self.cutting = None
-        if after >= cut.offsets.last:
-            return
-        rest = Segment(
-            end=cut.offsets.last,
-            rows=max(1, cut.rows - rows),
-            schema_version=cut.schema_version,
-            oldest_at=cut.oldest_at,
-        )
-        self.segments.appendleft(rest)
-        self.batched = after
 
     # ── what was tried ──
 
@@ -204,7 +204,7 @@ class LaneState:
     @property
     def idle(self) -> bool:
         """Whether nothing of it is pending or under way."""
-        return not (self.segments or self.frozen or self.prepared or self.preparing or self.sending)
+        return not (self.segments or self.cutting or self.prepared or self.frozen or self.sending)
 
     def may_send(self, clock: float) -> bool:
         """Whether the main path goes on: not beside a probe, and not before a stopped table's next try."""

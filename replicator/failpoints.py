@@ -58,6 +58,12 @@ def _parse(text: str) -> dict[str, _Armed]:
 _armed = _parse(os.environ.get("REPLICATOR_FAILPOINTS", ""))
 
 
+def arm(text: str) -> None:
+    """Arm as the environment variable does, for a process that was forked from one already running."""
+    _armed.clear()
+    _armed.update(_parse(text))
+
+
 def failpoint(name: str) -> None:
     """Do what was armed for this place; nothing when nothing was."""
     if not _armed:

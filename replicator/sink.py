@@ -183,7 +183,12 @@ class ClickHouseSink:
         self.may_send()
         client = self.client()
         with self._translated(inserting=True):
-            client.insert_arrow(quote(target), batch, settings=settings)
+            summary = client.insert_arrow(quote(target), batch, settings=settings)
+        if not summary.query_id():
+            raise OutcomeUnknown(
+                f"insert into {target}: what answers at {self.options.endpoint} is not ClickHouse",
+                hint="check [sync] clickhouse_endpoint, and what stands between",
+            )
 
     def record(self, rows: Sequence[LedgerRow]) -> None:
         """Write ledger rows in one insert. Writing a row again is harmless."""
