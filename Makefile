@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 JOBS ?= 2
 TESTS ?= tests
 
-.PHONY: setup demo test lint bench soak lock clean
+.PHONY: setup demo test lint bench lock clean
 
 setup: $(READY)
 
@@ -32,9 +32,6 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m ops.bench
-
-soak: $(READY)
-	$(BIN)/python -m ops.soak
 
 # Newer packages: resolve again, then run the tests.
 lock:
