@@ -82,17 +82,17 @@ def log_sums_sql(lane: Lane, parts: Sequence[OffsetRange]) -> str:
     column = lane.offset_column
     branches = " ".join(f"when {column} between {r.first:d} and {r.last:d} then {part}" for part, r in enumerate(parts))
     return (
-        f"select case {branches} end as part, count(*), "
+        f"select case {branches} end as _part, count(*), "
         f"(coalesce(sum({ROW_HASH}), 0) % 18446744073709551616::hugeint)::ubigint, bit_xor({ROW_HASH}) "
-        f"from ({lane.batch_sql}) where part is not null group by part"
+        f"from ({lane.batch_sql}) where _part is not null group by _part"
     )
 
 
 def sink_sums_sql(lane: Lane, parts: Sequence[OffsetRange]) -> str:
     """ClickHouse: the same; parameters pipeline, first, last."""
-    branches = ", ".join(f"place between {r.first:d} and {r.last:d}, {part}" for part, r in enumerate(parts))
+    branches = ", ".join(f"_place between {r.first:d} and {r.last:d}, {part}" for part, r in enumerate(parts))
     return (
-        f"select multiIf({branches}, -1) as part, count(), sum(h), groupBitXor(h) from ({_hashed(lane)}) "
+        f"select multiIf({branches}, -1) as part, count(), sum(_h), groupBitXor(_h) from ({_hashed(lane)}) "
         "where part >= 0 group by part"
     )
 
@@ -104,16 +104,16 @@ def log_hashes_sql(lane: Lane) -> str:
 
 def sink_hashes_sql(lane: Lane) -> str:
     """ClickHouse: the same; parameters pipeline, first, last."""
-    return _hashed(lane)
+    return f"select _place as place, _h as h from ({_hashed(lane)})"
 
 
 def _hashed(lane: Lane) -> str:
-    """A row under another schema version than its batch gets another hash."""
+    """A row under another schema version than its batch gets another hash. No table has columns of these names."""
     version = "schema_version" if lane.schema_version == 0 else "_schema_version"
     hashed = f"{lane.hash_clickhouse} + ({version} != {lane.schema_version:d})"
     return (
-        f"select {lane.offset_column} as place, toUInt64({hashed}) as h from {quote_clickhouse(lane.target)} final "
-        f"where _pipeline = {{pipeline:String}} and place between {{first:Int64}} and {{last:Int64}}"
+        f"select {lane.offset_column} as _place, toUInt64({hashed}) as _h from {quote_clickhouse(lane.target)} final "
+        f"where _pipeline = {{pipeline:String}} and _place between {{first:Int64}} and {{last:Int64}}"
     )
 
 
@@ -191,6 +191,10 @@ class Rows:
     def where(self, mask: np.ndarray[Any, np.dtype[np.bool_]]) -> Rows:
         return Rows(places=self.places[mask], hashes=self.hashes[mask])
 
+    def within(self, offsets: OffsetRange) -> Rows:
+        first, last = np.searchsorted(self.places, [offsets.first, offsets.last + 1])
+        return Rows(places=self.places[first:last], hashes=self.hashes[first:last])
+
     def at(self, place: int) -> list[int]:
         first, last = np.searchsorted(self.places, [place, place + 1])
         return [int(h) for h in self.hashes[first:last]]
@@ -231,6 +235,16 @@ def faults(ours: Rows, theirs: Rows, frozen: Checksum, beside: Rows | None = Non
     if _plus(base, other.checksum) == frozen:
         return _faults_of(Side.LOG, places, right=other, wrong=unlike)
     return _mixed_faults(places, unlike, other, base, frozen)
+
+
+def merged(found: Sequence[Fault]) -> list[Fault]:
+    """One fault for each side and kind."""
+    alike: dict[tuple[Side, Difference], list[Offsets]] = {}
+    for fault in found:
+        alike.setdefault((fault.side, fault.kind), []).append(fault.offsets)
+    return [
+        Fault(side=side, kind=kind, offsets=np.sort(np.concatenate(parts))) for (side, kind), parts in alike.items()
+    ]
 
 
 _NOTHING = Checksum(rows=0, sum=0, xor=0)

@@ -91,7 +91,8 @@ class LedgerComparison:
         yield from found
 
     def _group(self, table: str, group: int, where: Mapping[str, Any]) -> Iterator[Problem]:
-        bounds = {**where, "first": group * GROUP_OFFSETS, "until": (group + 1) * GROUP_OFFSETS - 1}
+        bounds = {name: value for name, value in where.items() if name != "size"}
+        bounds |= {"first": group * GROUP_OFFSETS, "until": (group + 1) * GROUP_OFFSETS - 1}
         ours = {(a, b): (rows, text) for a, b, rows, text in self.session.rows(statement("verify/ledger_rows"), bounds)}
         theirs = {
             (a, b): (int(rows), text)
@@ -126,8 +127,8 @@ def beyond(
     """Rows of the sink above everything that was ever frozen for the table, or below the first offset."""
     last = _frozen(session, table)
     sql = (
-        f"select distinct {offset} as place from {target} where _pipeline = {{pipeline:String}} "
-        f"and (place > {{last:Int64}} or place < 1) order by place limit {PROBLEMS_MAX}"
+        f"select distinct {offset} as _place from {target} where _pipeline = {{pipeline:String}} "
+        f"and (_place > {{last:Int64}} or _place < 1) order by _place limit {PROBLEMS_MAX}"
     )
     found = [at for (at,) in sink.rows(sql, {"pipeline": pipeline, "last": last})]
     latest = _frozen(session, table)

@@ -25,6 +25,7 @@ from replicator.compare import (
     log_columns_sql,
     log_hashes_sql,
     log_sums_sql,
+    merged,
     sink_columns_sql,
     sink_doubled_sql,
     sink_hashes_sql,
@@ -42,7 +43,8 @@ SEGMENT_ROWS = 500_000
 ROWS_AT_ONCE = 2_000_000
 SEGMENTS_AT_ONCE = 64
 PARTS_MAX = 16
-"""A group at fault is cut into so many, until single batches are left."""
+"""A group at fault is cut into so many, until so few rows are left that they are looked at one by one:"""
+ROWS_CLOSE = 120_000
 
 
 @frozen(kw_only=True)
@@ -140,8 +142,8 @@ class RowComparison:
 
     def _refine(self, lane: Lane, segment: Segment) -> None:
         batches = self._batches(segment)
-        if len(batches) == 1:
-            return self._compare_rows(lane, batches[0])
+        if len(batches) == 1 or segment.frozen.rows <= ROWS_CLOSE:
+            return self._compare_rows(lane, batches)
         size = max(1, -(-len(batches) // PARTS_MAX))
         parts = [_joined(batches[at : at + size]) for at in range(0, len(batches), size)]
         for part in list(self._unequal(lane, parts)):
@@ -153,14 +155,22 @@ class RowComparison:
         where |= {"table": self.scope.table, "schema_version": segment.schema_version}  # type: ignore[dict-item]
         return [_batch(row) for row in self.session.rows(statement("verify/batches"), where)]
 
-    # ── one batch ──
+    # ── row by row ──
 
-    def _compare_rows(self, lane: Lane, batch: Segment) -> None:
-        ours, theirs = self._log_rows(lane, batch.offsets), self._sink_rows(lane, batch.offsets)
-        found = faults(ours, theirs, batch.frozen)
-        if not found and ours.checksum != batch.frozen:
-            self.problems.append(self._lying_record(batch, ours.checksum))
-        self._take(lane, batch.offsets, found)
+    def _compare_rows(self, lane: Lane, batches: Sequence[Segment]) -> None:
+        """Neighbouring batches, read at once and judged one by one."""
+        offsets = OffsetRange(first=batches[0].offsets.first, last=batches[-1].offsets.last)
+        ours, theirs = self._log_rows(lane, offsets), self._sink_rows(lane, offsets)
+        found: list[Fault] = []
+        for batch in batches:
+            log, sink = ours.within(batch.offsets), theirs.within(batch.offsets)
+            if log.checksum == sink.checksum == batch.frozen:
+                continue
+            at_fault = faults(log, sink, batch.frozen)
+            if not at_fault and log.checksum != batch.frozen:
+                self.problems.append(self._lying_record(batch, log.checksum))
+            found += at_fault
+        self._take(lane, offsets, merged(found))
 
     def _log_rows(self, lane: Lane, offsets: OffsetRange) -> Rows:
         """What the log holds of a range. A change that cannot be read any more has a hash that no row has."""
