@@ -324,7 +324,11 @@ class Operations:
 
 def _reached(deliver: Deliver, head: int) -> bool:
     """Whether everything up to ``head`` is in ClickHouse, but for rows that it refuses."""
-    return deliver.checkpoint >= head and not any(state.redrives for state in list(deliver.lanes.values()))
+    return (
+        deliver.loaded
+        and deliver.checkpoint >= head
+        and not any(state.redrives for state in list(deliver.lanes.values()))
+    )
 
 
 def _bounds(selection: Selection) -> Answer:

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
@@ -22,7 +22,7 @@ from attrs import define, evolve, field
 
 from replicator import systemd
 from replicator.config import Settings
-from replicator.errors import ConfigError
+from replicator.errors import ConfigError, SourceUnavailable
 from replicator.metrics import MeasuredSink, Metrics
 from replicator.operations import Operations
 from replicator.server import HttpServer
@@ -222,6 +222,9 @@ def sync_once(settings: Settings, *, actor: str, timeout_seconds: float) -> dict
     """Deliver what the file holds without a service: opens it, delivers up to its head, closes it."""
     service = Service.build(settings)
     try:
+        with suppress(SourceUnavailable):  # as while it runs: without Redis delivery goes on
+            service.ownership.acquire(service.stop)
+        service.reconciler.check_log()
         service.progress.release(service.changelog.head)
         service.supervise("deliver", service.deliver_all)
         operations = Operations(

@@ -109,13 +109,14 @@ class Watch:
 def _collect(service: Service, probe: Probe, samples: tuple[Sample, ...]) -> StatusReport:
     session = service.database.session()
     try:
+        checkpoint, circuit, lanes = _delivery(service, session)
+        # After the checkpoint: what is parked in between is counted twice then, never not at all.
         records = read_records(session, service.ledger.failed_table)
-        head = service.changelog.head
-        tables, lanes = _tables(service, session, records)
         delivered = dict(session.rows(statement("status/delivered")))
     finally:
         session.close()
-    checkpoint = service.deliver.checkpoint if service.deliver.lanes else pipeline_checkpoint(lanes, head)
+    head = service.changelog.head
+    tables = _tables(service, lanes, records)
     confirmed = probe.clickhouse.confirmed if probe.clickhouse and not probe.clickhouse.error else None
     clock = time.monotonic()
     redis_facts = probe.redis
@@ -139,7 +140,7 @@ def _collect(service: Service, probe: Probe, samples: tuple[Sample, ...]) -> Sta
         sink=SinkStatus(
             checkpoint_offset=checkpoint,
             confirmed_offset=_confirmed(confirmed, delivered, checkpoint),
-            circuit=_circuit(service),
+            circuit=circuit,
         ),
         tables=[evolve(t, confirmed_offset=None if confirmed is None else confirmed.get(t.table, 0)) for t in tables],
         failed_syncs=records.failed,
@@ -163,10 +164,20 @@ def _collect(service: Service, probe: Probe, samples: tuple[Sample, ...]) -> Sta
 # ── lanes ──
 
 
-def _tables(service: Service, session: Session, records: Records) -> tuple[list[TableStatus], list[LaneStanding]]:
-    """Each lane from deliver's memory; from the file while deliver has not begun."""
-    states = dict(service.deliver.lanes)
-    lanes = [_standing(session, state) for state in states.values()] if states else read_lanes(session)
+def _delivery(service: Service, session: Session) -> tuple[int, str | None, list[LaneStanding]]:
+    """Checkpoint, circuit and lanes from deliver's memory; from the file while deliver has not begun."""
+    deliver = service.deliver
+    if not deliver.loaded:
+        lanes = read_lanes(session)
+        return pipeline_checkpoint(lanes, service.changelog.head), None, lanes
+    states = list(deliver.lanes.values())
+    circuit = Circuit.OPEN if any(state.circuit is Circuit.OPEN for state in states) else Circuit.CLOSED
+    checkpoint = deliver.checkpoint
+    return checkpoint, str(circuit), [_standing(session, state) for state in states]
+
+
+def _tables(service: Service, lanes: list[LaneStanding], records: Records) -> list[TableStatus]:
+    states = dict(service.deliver.lanes) if service.deliver.loaded else {}
     clock = time.monotonic()
     head = service.deliver.scanned if states else service.changelog.head
     tables = []
@@ -180,15 +191,15 @@ def _tables(service: Service, session: Session, records: Records) -> tuple[list[
             paused=service.controls.lane_paused(lane.lane),
         )
         tables.append(_with_state(table, states.get(lane.lane), clock))
-    return tables, lanes
+    return tables
 
 
 def _standing(session: Session, state: LaneState) -> LaneStanding:
     """What a lane has pending. Another thread owns the state: each field is read once."""
     segments, frozen = state.segments.copy(), state.frozen.copy()
     checkpoint, batched = state.checkpoint, state.batched
-    prepared = state.prepared
-    pending = sum(s.rows for s in segments) + sum(b.row_count for b in frozen)
+    prepared, cutting = state.prepared, state.cutting
+    pending = sum(s.rows for s in segments) + sum(b.row_count for b in frozen) + (cutting.rows if cutting else 0)
     if prepared is not None and prepared.offsets not in [batch.offsets for batch in frozen]:
         pending += prepared.table.num_rows
     oldest = segments[0].oldest_at if segments else None
@@ -212,13 +223,6 @@ def _with_state(table: TableStatus, state: LaneState | None, clock: float) -> Ta
         last_error=state.last_error or None,
         stopped=state.stopped_reason or None,
     )
-
-
-def _circuit(service: Service) -> str | None:
-    states = list(service.deliver.lanes.values())
-    if not states:
-        return None
-    return str(Circuit.OPEN if any(state.circuit is Circuit.OPEN for state in states) else Circuit.CLOSED)
 
 
 def _confirmed(confirmed: Mapping[str, int] | None, delivered: Mapping[str, int], checkpoint: int) -> int | None:
