@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import redis
@@ -194,6 +195,36 @@ def test_rejected_entries_are_listed_shown_and_discarded_with_and_without_a_serv
     assert replicator.command("rejected", "list").out == "nothing was rejected\n"
 
 
+def test_a_rejected_entry_is_logged_once_the_configuration_takes_it(
+    replicator: Replicator, source: redis.Redis
+) -> None:
+    declared = '[[tables]]\nname = "trades"\nkey = ["id"]\n[tables.columns]\nid = "VARCHAR"\nquantity = "{}"\n'
+    replicator.configure(sections="[serve]\nport = 0\n" + declared.format("TINYINT"))
+    replicator.start()
+    source.xadd("trades", {"data": '{"id": "a", "quantity": 1000}'})
+    source.xadd("trades", {"data": '{"id": "b", "quantity": 2000}'})
+    source.xadd("trades", {"data": '{"id": "b", "quantity": 2}'})
+    replicator.until_status(lambda r: r["rejected_entries"]["open"] == 2, "two do not fit")
+    refused = replicator.command("rejected", "retry", "--all", "--json")
+    assert (refused.code, refused.json["logged"]) == (3, 0)
+    replicator.configure(sections="[serve]\nport = 0\n" + declared.format("INTEGER"))
+    replicator.signal(signal.SIGHUP)
+    until(lambda: replicator.events("configuration_taken"), "the wider column is taken")
+    done = replicator.command("rejected", "retry", "--all", "--json")
+    assert (done.code, done.json["logged"]) == (3, 1)
+    first, second = done.json["rejected"]
+    assert (first["status"], first["kept"]) == ("resolved", None)
+    assert (second["status"], second["kept"]) == ("open", "its key has a newer change")
+    assert "newer change" in replicator.command("rejected", "retry", str(second["id"])).out
+    forced = replicator.command("rejected", "retry", str(second["id"]), "--as-new", "--json")
+    assert (forced.code, forced.json["logged"]) == (0, 1)
+    replicator.until_status(lambda r: r["state"] == "ok" and r["sink"]["checkpoint_offset"] == 3, "all is delivered")
+    replicator.stop()
+    offline = replicator.command("rejected", "retry", "--all")
+    assert offline.code == 3
+    assert "replicator run" in offline.err
+
+
 def test_pause_survives_a_restart_and_pausing_again_is_success(replicator: Replicator, source: redis.Redis) -> None:
     replicator.start()
     assert replicator.command("pause", "capture", "--json").json.items() >= {"changed": True, "paused": True}.items()
@@ -212,7 +243,9 @@ def test_pause_survives_a_restart_and_pausing_again_is_success(replicator: Repli
 def test_a_gap_is_red_until_it_is_acknowledged(replicator: Replicator, source: redis.Redis) -> None:
     replicator.start()
     add(source, 1, 10)
-    replicator.until_status(lambda r: r["sink"]["checkpoint_offset"] == 10, "all is delivered")
+    report = replicator.until_status(lambda r: r["sink"]["checkpoint_offset"] == 10, "all is delivered")
+    looked = report["uptime_seconds"] + 3
+    replicator.until_status(lambda r: r["uptime_seconds"] > looked, "capture has looked at the stream's end")
     replicator.stop()
     add(source, 11, 30)
     source.xtrim("trades", maxlen=5, approximate=False)

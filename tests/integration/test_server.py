@@ -21,6 +21,7 @@ CHANGES = {
     "/api/v1/resume": {"subject": "capture"},
     "/api/v1/failed/retry": {"all": True},
     "/api/v1/failed/discard": {"all": True, "reason": "test"},
+    "/api/v1/rejected/retry": {"all": True},
     "/api/v1/rejected/discard": {"all": True, "reason": "test"},
     "/api/v1/gaps/ack": {"all": True},
 }
