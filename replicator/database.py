@@ -162,16 +162,22 @@ class Session:
         """Everything inside commits together, durably, or not at all."""
         with self._translated():
             cursor = self.cursor()
-            cursor.begin()
             try:
+                cursor.begin()
                 yield
                 self._commit(cursor)
             except BaseException as error:
-                with suppress(duckdb.Error):  # the failed commit or a fatal error has ended it already
-                    cursor.rollback()
+                self._roll_back(cursor)
                 if database_errors.NO_MEMORY.search(str(error)):
                     self.database.relieve()
                 raise
+
+    def _roll_back(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        """What a failed commit or a fatal error has not ended already; where that fails, the connection goes with it."""
+        try:
+            cursor.rollback()
+        except duckdb.Error:
+            self.close()
 
     def _commit(self, cursor: duckdb.DuckDBPyConnection) -> None:
         """Commit. The checkpoint that may follow can fail for itself: what was committed is durable all the same."""
