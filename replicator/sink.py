@@ -47,6 +47,8 @@ _NOT_SENT = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTi
 _URL = re.compile(
     r" \(for url [^)]*\)$| executing HTTP request attempt \d+ \(\S+\)$|HTTPConnectionPool\([^)]*\): | with url: \S+"
 )
+_VALUES = re.compile(r"[.,:]? Column values: .*$")
+"""What ClickHouse tells of the row that violates a constraint: no row's values go into logs."""
 _TRAILER = re.compile(r"\s*\(version \S+(?: \([^)]*\))?\)$")
 _LOOPBACK = ("127.", "localhost", "::1", "[::1]")
 
@@ -354,5 +356,5 @@ def _answered(error: BaseException) -> bool:
 
 
 def _brief(error: BaseException) -> str:
-    text = _URL.sub("", " ".join(str(error).split()))
+    text = _VALUES.sub("", _URL.sub("", " ".join(str(error).split())))
     return _TRAILER.sub("", text)[:600] or type(error).__name__

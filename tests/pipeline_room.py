@@ -108,6 +108,12 @@ class PipelineRoom:
         process.start()
         return process
 
+    @property
+    def child_log(self) -> str:
+        """What the children have logged so far."""
+        path = self.directory / "child.log"
+        return path.read_text() if path.exists() else ""
+
     def add(self, count: int, stream: str = "trades", mark: str = "") -> None:
         """Put changes into a stream."""
         pipe = self.source.pipeline(transaction=False)

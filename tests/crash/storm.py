@@ -1,0 +1,149 @@
+"""A producer that never stops, a service that is killed again and again, and engines that are killed beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+
+import redis
+from attrs import define, field
+from contract.fakes import wait_until
+from pipeline_room import PipelineRoom
+
+KEYS = 40
+
+
+@define
+class Producer:
+    """Adds trades (undeclared) and orders (declared: creates, updates, deletes) until it is told to stop.
+
+    An entry whose answer was lost may be in Redis or not: what is compared is what Redis has.
+    """
+
+    room: PipelineRoom
+    poison: int = 0
+    """How many trades are marked as what ClickHouse will refuse: one in ten, from the first."""
+    acknowledged: int = 0
+    _stop: threading.Event = field(factory=threading.Event)
+    _random: random.Random = field(factory=lambda: random.Random(7))
+
+    @contextmanager
+    def adding(self) -> Iterator[None]:
+        thread = threading.Thread(target=self._add, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            thread.join(10)
+
+    def _add(self) -> None:
+        number = 0
+        while not self._stop.wait(0.01):
+            number += 1
+            try:
+                self._add_some(number)
+            except redis.RedisError:
+                continue  # it is down; producers go on trying
+            self.acknowledged += 1
+
+    def _add_some(self, number: int) -> None:
+        mark = "poison" if number % 10 == 5 and number < 10 * self.poison else ""
+        pipe = self.room.source.pipeline(transaction=False)
+        pipe.xadd("trades", {"data": json.dumps({"n": number, "mark": mark})})
+        key = f"O{self._random.randrange(KEYS)}"
+        if self._random.random() < 0.2:
+            pipe.xadd("orders", {"op": "d", "data": json.dumps({"order_id": key})})
+        else:
+            pipe.xadd("orders", {"data": json.dumps({"order_id": key, "quantity": number, "price": f"{number}.25"})})
+        pipe.execute()
+
+
+def killed(process: BaseProcess, seconds: float) -> bool:
+    """Wait for a child to be killed by its failpoint; kill it when time is up. Whether it died by itself."""
+    process.join(seconds)
+    by_itself = process.exitcode is not None
+    if not by_itself:
+        process.kill()
+        process.join(10)
+    assert process.exitcode == -signal.SIGKILL, f"the service ended with {process.exitcode} instead of being killed"
+    return by_itself
+
+
+def settle(room: PipelineRoom) -> None:
+    """Run the service without faults until all that is in Redis is in ClickHouse, and stop it in order."""
+    with room.running() as service:
+        room.wait_delivered(service, 60)
+
+
+def audit(room: PipelineRoom, parked: set[int] | None = None) -> None:
+    """Producer, log and sink agree: count, order, content, physical rows, ledger, and current rows by an own fold."""
+    with room.file() as session:
+        room.check_log(session, "trades")
+        room.check_promise_three(session)
+        room.check_sink(session, parked or set())
+        orders = session.rows(
+            "select log_offset, version, entry_id from change_log where table_name = 'orders' order by log_offset"
+        )
+        entries = [id_.decode() for id_, _ in room.source.xrange("orders")]
+        assert [entry for _, _, entry in orders] == entries
+        held = room.sink_rows("select _offset, _version, _entry_id from {db}.orders_log order by _offset")
+        assert [(int(o), int(v), e) for o, v, e in held] == orders, "orders_log, physically"
+        assert session.rows("select entries_read from stream_positions where stream = 'orders'") == [(len(entries),)]
+    expected: dict[str, tuple[int, str]] = {}
+    for _, fields in room.source.xrange("orders"):
+        row = json.loads(fields[b"data"])
+        if fields.get(b"op") == b"d":
+            expected.pop(row["order_id"], None)
+        else:
+            expected[row["order_id"]] = (row["quantity"], row["price"])
+    rows = room.sink_rows("select order_id, quantity, toString(price) from {db}.orders order by 1")
+    assert {key: (int(quantity), price) for key, quantity, price in rows} == expected
+
+
+def check_between(room: PipelineRoom) -> None:
+    """Promise 3 in what a killed service left behind."""
+    if room.path.exists():
+        with room.file() as session:
+            if session.rows("select 1 from duckdb_tables() where table_name = 'checkpoints'"):
+                room.check_promise_three(session)
+
+
+@define
+class EngineKiller:
+    """Kills ClickHouse and Valkey at random moments, alone and together, and starts them again."""
+
+    room: PipelineRoom
+    valkey: object
+    random: random.Random
+    killed: list[str] = field(factory=list)
+
+    def once(self) -> None:
+        which = self.random.choice(["clickhouse", "valkey", "both"])
+        self.killed.append(which)
+        engines = {"clickhouse": [self.room.clickhouse], "valkey": [self.valkey]}
+        engines["both"] = [*engines["clickhouse"], *engines["valkey"]]
+        for engine in engines[which]:
+            engine.kill()
+        time.sleep(self.random.random() * 0.5)  # how long it is down is part of the storm
+        for engine in engines[which]:
+            engine.start()
+
+
+def wait_for_traffic(room: PipelineRoom, more: int) -> None:
+    """Until the streams have grown by so many entries."""
+
+    def length() -> int:
+        with contextlib.suppress(redis.RedisError):
+            return room.source.xlen("trades")
+        return 0
+
+    start = length()
+    wait_until(lambda: length() >= start + more)
