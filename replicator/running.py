@@ -28,11 +28,12 @@ from replicator.operations import Operations
 from replicator.server import HttpServer
 from replicator.server_tokens import Tokens, ensure_tokens
 from replicator.service import Service, build_sink
+from replicator.service_verify import Verification
 from replicator.status_live import Watch
 from replicator.status_probe import Probe
 from replicator.telemetry import set_level
 
-PARTS = ("replicator.server_query", "replicator.server_page")
+PARTS = ("replicator.server_query", "replicator.server_page", "replicator.server_verify")
 """Modules that add to the HTTP interface: ``make_router(running, doors)`` returns an APIRouter. Mounted where present."""
 ATTEND_SECONDS = 0.2
 PROBE_TIMEOUT_SECONDS = 20.0
@@ -52,6 +53,7 @@ class RunningService:
     http: HttpServer
     operations: Operations
     tokens: Tokens
+    verification: Verification
     metrics: Metrics | None = None
     _signals: set[int] = field(factory=set)
     _notified_at: float = 0.0
@@ -100,6 +102,7 @@ class RunningService:
             http=HttpServer(settings=settings, instance_id=service.instance_id),
             operations=operations,
             tokens=tokens,
+            verification=Verification(service=service),
         )
 
     def _measured(self) -> Metrics | None:
@@ -149,6 +152,7 @@ class RunningService:
             service.supervise("redis-probe", self.probe.run_redis)
             service.supervise("clickhouse-probe", self.probe.run_clickhouse)
             service.supervise("watch", self.watch.run)
+            service.supervise("verify", self.verification.run_scheduled)
             self.http.start(self.application)
             systemd.notify("READY=1")
             self._attend()

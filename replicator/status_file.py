@@ -5,10 +5,13 @@ Guarantees: reads only. Never asks Redis or ClickHouse, so what only they know i
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from attrs import frozen
 
@@ -27,6 +30,7 @@ from replicator.status import (
     StatusReport,
     StreamStatus,
     TableStatus,
+    VerifyStatus,
     with_lag,
 )
 
@@ -106,6 +110,7 @@ def file_report(settings: Settings, database: Database) -> StatusReport:
     head = head_row[1] if head_row else 0
     positions = {row[0]: row for row in session.rows(statement("changelog/positions"))}
     instance = session.row("select value from meta where key = 'instance_id'")
+    verified = verify_status(session)
     session.close()
     checkpoint = pipeline_checkpoint(lanes, head)
     parked = records.failed.rows or 0
@@ -129,6 +134,7 @@ def file_report(settings: Settings, database: Database) -> StatusReport:
         failed_syncs=records.failed,
         rejected_entries=records.rejected,
         gaps=records.gaps,
+        verify=verified,
         paused=Controls.open(database).paused,
         disk_free_bytes=disk_free_bytes(settings.writer.database.path),
         notes=[NOT_RUNNING],
@@ -170,3 +176,25 @@ def stream_status(stream: str, position: StreamPosition | None, backlog: int | N
         last_entry_id=position.last_entry_id,
         backlog_entries=backlog,
     )
+
+
+VERIFY_LAST = "verify_last"
+"""Where the last comparison of everything is remembered, in meta."""
+
+
+def read_last_verify(session: Session) -> dict[str, Any]:
+    """What is remembered of it: at, mismatches, rows, success_at (epoch seconds); empty when there was none."""
+    row = session.row("select value from meta where key = ?", [VERIFY_LAST])
+    found: dict[str, Any] = json.loads(row[0]) if row else {}
+    return found
+
+
+def verify_status(session: Session) -> VerifyStatus:
+    """The last comparison of everything, on request or on schedule, as `status` shows it."""
+    last = read_last_verify(session)
+    if not last:
+        return VerifyStatus()
+    at = datetime.fromtimestamp(last["at"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    success = last["success_at"]
+    age = None if success is None else max(0.0, time.time() - success)
+    return VerifyStatus(last_at=at, mismatches=last["mismatches"], success_age_seconds=age)

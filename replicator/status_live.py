@@ -39,6 +39,7 @@ from replicator.status_file import (
     read_lanes,
     read_records,
     stream_status,
+    verify_status,
 )
 from replicator.status_probe import Probe, backlog_entries, engine_status
 
@@ -113,6 +114,7 @@ def _collect(service: Service, probe: Probe, samples: tuple[Sample, ...]) -> Sta
         # After the checkpoint: what is parked in between is counted twice then, never not at all.
         records = read_records(session, service.ledger.failed_table)
         delivered = dict(session.rows(statement("status/delivered")))
+        verified = verify_status(session)
     finally:
         session.close()
     head = service.changelog.head
@@ -146,6 +148,7 @@ def _collect(service: Service, probe: Probe, samples: tuple[Sample, ...]) -> Sta
         failed_syncs=records.failed,
         rejected_entries=records.rejected,
         gaps=records.gaps,
+        verify=verified,
         rates=_rates(samples),
         totals=_totals(service),
         redis=engine_status(redis_facts, clock=clock),

@@ -42,10 +42,13 @@ class Progress:
     rows_expected: int = 0
     what: str = ""
     step: Callable[[float], None] = lambda _: None
+    watch: Callable[[], None] = lambda: None
+    """Called whenever there is something new to show."""
     _since: float = field(factory=time.monotonic)
 
     def compared(self, rows: int) -> None:
         self.rows += rows
+        self.watch()
         seconds = time.monotonic() - self._since
         self.step(seconds)
         self._since = time.monotonic()

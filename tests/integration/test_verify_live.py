@@ -74,12 +74,11 @@ def test_nothing_is_said_while_everything_moves_and_all_is_well(room: VerifyRoom
 
 def test_faults_planted_under_load_are_found_classed_and_mended(room: VerifyRoom) -> None:
     dice = random.Random(SEED)
-    print(f"seed {SEED}")
     with live(room):
         for _ in range(2):
             expected = plant(room, dice)
             found = {name: set(offsets) for name, offsets in room.faults(room.verify()).items()}
-            assert found == expected
+            assert found == expected, f"seed {SEED}"
             report = room.repair()
             assert report.mismatches == 0, report.as_json()
     wait_until(lambda: room.service.changelog.head >= room.logged, "everything in the log")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from attrs import define, field
 from replicator.config import Settings, load_settings
 from replicator.database import Session
 from replicator.embedded.clickhouse import ClickHouse
+from replicator.embedded.valkey import Valkey
 from replicator.repair import Repairer
 from replicator.repair_plan import RepairReport
 from replicator.service import Service
 from replicator.verify import Verifier
-from replicator.verify_report import VerifyReport, VerifyRequest
+from replicator.verify_report import TableResult, VerifyReport, VerifyRequest
 
 PATIENCE_SECONDS = 30.0
 SYNC = {"mutations_sync": 2, "lightweight_deletes_sync": 2}
@@ -209,3 +211,49 @@ class VerifyRoom:
         """T of trades on both sides, in the order of keys."""
         sql = "select trade_id, venue, price, quantity, _offset, _version from trades order by trade_id"
         return list(self.session.rows(sql)), [tuple(row) for row in self.service.sink.rows(sql)]
+
+    def clean(self) -> VerifyRoom:
+        """With both sides in agreement, whatever the test before has left."""
+        if self.dirty:
+            self.repair()
+        self.dirty = True
+        return self
+
+
+@contextmanager
+def shared_room(path: Path, valkey: Valkey, server: ClickHouse) -> Iterator[VerifyRoom]:
+    """A filled room for the tests of one file."""
+    database = f"verify_{uuid.uuid4().hex[:8]}"
+    with redis.Redis.from_url(valkey.url) as client:
+        client.flushall()
+    server.execute(f"create database {database}")
+    with VerifyRoom.open(path, valkey.url, server, database) as room:
+        room.fill(3000)
+        yield room
+    server.start().execute(f"drop database if exists {database} sync")
+
+
+def mended(room: VerifyRoom) -> None:
+    """Repair, and see that both sides are as they were meant to be."""
+    report = room.repair()
+    assert report.mismatches == 0, report.as_json()
+    ours, theirs = room.both()
+    assert ours == theirs
+    room.dirty = False
+
+
+def of(report: VerifyReport, name: str) -> TableResult:
+    """One table of a report."""
+    return next(table for table in report.tables if table.table == name)
+
+
+def largest_batch(room: VerifyRoom) -> tuple[int, int]:
+    sql = (
+        "select first_offset, last_offset from sync_batches where table_name = 'trades' order by row_count desc limit 1"
+    )
+    first, last = room.session.row(sql) or (0, 0)
+    return first, last
+
+
+def listed(offsets: Iterable[int]) -> str:
+    return ", ".join(map(str, offsets))
