@@ -162,9 +162,8 @@ def without(changes: pa.Table, refused: Mapping[int, str]) -> pa.Table:
 def with_rejections(decoded: Decoded, refused: Mapping[int, str]) -> pa.Table:
     """The read's rejections and those of the refused rows, in the order of reading."""
     rows = decoded.changes.take(pa.array(sorted(refused), pa.int64())).to_pylist()
-    shared = set(
-        pc.unique(decoded.changes["entry_index"].filter(pc.greater(decoded.changes["entry_row"], 0))).to_pylist()
-    )
+    many = pc.unique(decoded.changes["entry_index"].filter(pc.greater(decoded.changes["entry_row"], 0)))
+    shared = {*many.to_pylist(), *decoded.rejections["entry_index"].to_pylist()}
     found = []
     for row, reason in zip(rows, (refused[i] for i in sorted(refused)), strict=True):
         raw = pack_row(row) if row["entry_index"] in shared else None

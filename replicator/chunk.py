@@ -28,6 +28,8 @@ class Chunk:
     changes: pa.Table
     rejections: pa.Table
     more: bool
+    read_before: int = 0
+    """Entries that the stream had given before this read."""
     gaps: Sequence[Gap] = ()
     repeated: int = 0
     """Changes left out because their id was logged with the same content."""
@@ -50,7 +52,15 @@ class Chunk:
             entries_read=start.entries_read + len(read.ids),
         )
         changes, rejections = admitted.changes, admitted.rejections
-        return cls(ids=read.ids, start=start, end=end, changes=changes, rejections=rejections, more=more)
+        return cls(
+            ids=read.ids,
+            start=start,
+            end=end,
+            changes=changes,
+            rejections=rejections,
+            more=more,
+            read_before=start.entries_read,
+        )
 
     @property
     def rows(self) -> int:
@@ -69,16 +79,15 @@ class Chunk:
     def cut(self, rows: int) -> tuple[Chunk, Chunk]:
         """The first ``rows`` changes with the rejections before the next change, and the rest."""
         assert 0 < rows < self.rows, f"cannot cut {self.rows} rows at {rows}"
-        last, following = _place(self.changes, rows - 1), _place(self.changes, rows)
-        partly = last[0] == following[0]
-        whole = following[0] - (0 if partly else 1)
+        index, row = _place(self.changes, rows)
+        partly = _place(self.changes, rows - 1)[0] == index
         middle = evolve(
             self.end,
-            last_entry_id=EntryId(self.ids[last[0] if partly else whole].decode()),
-            last_entry_row=last[1] if partly else None,
-            entries_read=self.end.entries_read - len(self.ids) + (last[0] if partly else whole + 1),
+            last_entry_id=EntryId(self.ids[index if partly else index - 1].decode()),
+            last_entry_row=row - 1 if partly else None,
+            entries_read=self.read_before + index,
         )
-        before = _before(self.rejections, following)
+        before = _before(self.rejections, (index, row if partly else 0))
         head = evolve(
             self, end=middle, changes=self.changes.slice(0, rows), rejections=self.rejections.filter(before), more=True
         )

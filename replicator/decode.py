@@ -69,7 +69,11 @@ def decode(read: StreamRead, encodings: Mapping[str, str]) -> Decoded:
     changes = pa.concat_tables(parts) if parts else EMPTY_CHANGES
     if len(parts) > 1:
         changes = changes.sort_by([("entry_index", "ascending"), ("entry_row", "ascending")])
-    return Decoded(read=read, changes=_skip(changes, read), rejections=_skip(rejections.table(), read))
+    whole = (
+        0 in rejections.indexes
+    )  # not even a part of the first entry can be read any more: its rest is kept as it is
+    rejected = rejections.table() if whole else _skip(rejections.table(), read)
+    return Decoded(read=read, changes=_skip(changes, read), rejections=rejected)
 
 
 def _values(read: StreamRead, names: Sequence[bytes], index: Sequence[int]) -> Mapping[bytes, Column]:

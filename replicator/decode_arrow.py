@@ -15,7 +15,15 @@ import pyarrow.compute as pc
 from attrs import frozen
 
 from replicator.canonical import embed_json, json_objects
-from replicator.decode_parts import EMPTY_CHANGES, RAW_CHANGE_SCHEMA, Rejections, pack_row, parse_times, text_column
+from replicator.decode_parts import (
+    EMPTY_CHANGES,
+    RAW_CHANGE_SCHEMA,
+    Rejections,
+    Times,
+    pack_row,
+    parse_times,
+    text_column,
+)
 from replicator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,6 +57,8 @@ def decode_arrow(entries: ArrowEntries) -> pa.Table:
     tables = []
     for place, blob in enumerate(batches):
         index = entries.index[place]
+        if index in entries.rejections.indexes:
+            continue
         given = {name: column[place].as_py() for name, column in controls.items()}
         try:
             tables.append(_entry_changes(entries, index, _read(blob), given))
@@ -81,9 +91,9 @@ def _entry_changes(entries: ArrowEntries, index: int, table: pa.Table, given: Ma
         for name in ROW_CONTROLS
         if name in table.column_names and name != "_ts"
     }
-    default_op = given.get("op") or "u"
+    default_op = "u" if given.get("op") is None else given["op"]
     op = pc.fill_null(control["_op"], default_op) if "_op" in control else pa.repeat(default_op, rows)
-    times = parse_times(_time_texts(table, given.get("ts")), rows)
+    times = _times(table, given.get("ts"))
     misfits = [*_bad_ops(op), *times.misfits]
     if rows and not table.drop_columns([n for n in ROW_CONTROLS if n in table.column_names]).num_columns:
         raise ValueError("the batch has no columns of its own")
@@ -112,15 +122,19 @@ def _entry_changes(entries: ArrowEntries, index: int, table: pa.Table, given: Ma
     return _without_misfits(entries.rejections, index, changes, misfits)
 
 
-def _time_texts(table: pa.Table, given: str | None) -> pa.Array | None:
+def _times(table: pa.Table, given: str | None) -> Times:
+    rows = table.num_rows
     if "_ts" not in table.column_names:
-        return None if given is None else pa.repeat(given, table.num_rows)
+        return parse_times(None if given is None else pa.repeat(given, rows), rows)
     column = table["_ts"].combine_chunks()
-    if pa.types.is_timestamp(column.type):
-        zone = "Z" if column.type.tz else ""
-        texts = pc.strftime(column.cast(pa.timestamp("us", column.type.tz)), format="%Y-%m-%dT%H:%M:%S")
-        return pc.binary_join_element_wise(texts, zone, "") if zone else texts
-    return pc.cast(column, pa.string())
+    if not pa.types.is_timestamp(column.type):
+        return parse_times(pc.cast(column, pa.string()), rows)
+    instants = column.cast(pa.timestamp(column.type.unit))  # in UTC: what a zone adds is only how it is shown
+    values = pc.cast(instants, pa.timestamp("us"), safe=False)
+    exact = pc.equal(pc.cast(values, instants.type, safe=False), instants)
+    unfit = np.flatnonzero(pc.invert(pc.fill_null(exact, True)).to_numpy(False))
+    reason = f"_ts has nanoseconds, or lies beyond what microseconds can hold ({column.type})"
+    return Times(values=values, misfits=[(int(row), reason) for row in unfit])
 
 
 def _bad_ops(op: pa.Array) -> list[tuple[int, str]]:

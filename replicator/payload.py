@@ -19,21 +19,31 @@ _DIGITS_EXACT = 15
 
 def strict_json(payload: str) -> str:
     """The payload as it is, or with its long numbers as strings. Raises ValueError when it is no JSON object."""
+    try:
+        return _strict(payload)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+
+
+def _strict(payload: str) -> str:
     numbers: list[_Number] = []
 
     def number(text: str) -> _Number:
         numbers.append(_Number(text))
         return numbers[-1]
 
-    try:
-        parsed = json.loads(payload, parse_int=number, parse_float=number, parse_constant=_refuse)
-    except RecursionError:
-        raise ValueError("is nested too deeply") from None
+    parsed = json.loads(payload, parse_int=number, parse_float=number, parse_constant=_refuse)
     if not isinstance(parsed, dict):
         raise ValueError("is not a JSON object")
     if all(map(_fits_a_double, numbers)):
         return payload
-    return _write(json.loads(payload, parse_int=_Number, parse_float=_Number, object_pairs_hook=_Pairs))
+    written = _write(json.loads(payload, parse_int=_Number, parse_float=_Number, object_pairs_hook=_Pairs))
+    if not written.isascii() and _LONE_SURROGATE.search(written):
+        raise ValueError("holds a lone surrogate, which is no character")
+    return written
+
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class _Number(str):
@@ -66,6 +76,6 @@ def _text(value: Any) -> str:
 
 def _fits_a_double(number: str) -> bool:
     if number.lstrip("-").isdigit():
-        return abs(int(number)) <= EXACT_INTEGER_MAX
+        return len(number) <= _DIGITS_EXACT or (len(number) < 20 and abs(int(number)) <= EXACT_INTEGER_MAX)
     digits = re.sub(r"[eE].*|[-.]", "", number).strip("0")
     return len(digits) <= _DIGITS_EXACT and math.isfinite(float(number))
