@@ -35,6 +35,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "produce": ("replicator.cli_produce", "produce_command"),
     "status": ("replicator.cli_status", "status_command"),
     "sync": ("replicator.cli_deliver", "sync_command"),
+    "state": ("replicator.cli_past", "state_command"),
+    "trace": ("replicator.cli_past", "trace_command"),
     "verify": ("replicator.cli_verify", "verify_command"),
     "pause": ("replicator.cli_deliver", "pause_command"),
     "resume": ("replicator.cli_deliver", "resume_command"),

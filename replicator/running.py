@@ -33,7 +33,7 @@ from replicator.status_live import Watch
 from replicator.status_probe import Probe
 from replicator.telemetry import set_level
 
-PARTS = ("replicator.server_query", "replicator.server_page", "replicator.server_verify")
+PARTS = ("replicator.server_query", "replicator.server_page", "replicator.server_verify", "replicator.server_past")
 """Modules that add to the HTTP interface: ``make_router(running, doors)`` returns an APIRouter. Mounted where present."""
 ATTEND_SECONDS = 0.2
 PROBE_TIMEOUT_SECONDS = 20.0

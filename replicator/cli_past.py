@@ -1,0 +1,135 @@
+"""``replicator state`` and ``replicator trace``: a table as it was, and what happened to one change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import click
+
+from replicator.cli_answer import answer, json_option, printable, settings_of, table
+from replicator.client import Client, connect
+from replicator.config import Settings
+from replicator.errors import DatabaseUnavailable
+
+if TYPE_CHECKING:
+    from replicator.service import Service
+
+ANSWER_SECONDS = 120.0
+
+
+@click.command("state", short_help="Show a table as it is, or as it was.")
+@click.argument("name", metavar="TABLE")
+@click.option("--as-of", metavar="OFFSET|TIME", help="An offset, or an instant such as 2026-11-23T10:00:00Z.")
+@click.option("--key", help="This key only: its text, or a JSON array for several columns.")
+@click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Rows at most.")
+@json_option
+@click.pass_context
+def state_command(
+    context: click.Context, name: str, as_of: str | None, key: str | None, limit: int, as_json: bool
+) -> None:
+    """Show the rows of TABLE as they were when an offset, or by an instant, had been logged.
+
+    The same in SQL, in DuckDB: `from trades_as_of(12345)`, `from trades_as_of_time(timestamp '2026-11-23 10:00:00')`.
+    """
+
+    def local(service: Service) -> dict[str, Any]:
+        from replicator.service_past import state_answer  # noqa: PLC0415 - loads DuckDB
+
+        return state_answer(service, name, as_of=as_of, key=key, limit=limit)
+
+    def remote(client: Client) -> dict[str, Any]:
+        found: dict[str, Any] = client.get(f"/api/v1/state/{quote(name, safe='')}", as_of=as_of, key=key, limit=limit)
+        return found
+
+    answer(_answered(settings_of(context), remote, local), as_json, _show_state)
+
+
+@click.command("trace", short_help="Show what happened to one change.")
+@click.argument("text", metavar="ID|KEY|OFFSET")
+@click.option("--table", "name", help="Of this table only.")
+@json_option
+@click.pass_context
+def trace_command(context: click.Context, text: str, name: str | None, as_json: bool) -> None:
+    """Show the way of a change: Redis entry, offset, batch, attempts, ClickHouse query, each with its time.
+
+    It is named by its offset, its idempotency id, its Redis entry id or its key; of a key the newest changes are shown.
+    """
+
+    def local(service: Service) -> dict[str, Any]:
+        from replicator.service_past import trace_answer  # noqa: PLC0415 - loads DuckDB
+
+        return trace_answer(service, text, table=name)
+
+    def remote(client: Client) -> dict[str, Any]:
+        found: dict[str, Any] = client.get("/api/v1/trace", text=text, table=name)
+        return found
+
+    answer(_answered(settings_of(context), remote, local), as_json, _show_trace)
+
+
+def _answered(
+    settings: Settings, remote: Callable[[Client], dict[str, Any]], local: Callable[[Service], dict[str, Any]]
+) -> dict[str, Any]:
+    """The running service's answer, or that of the file."""
+    client = connect(settings)
+    if client is not None:
+        client.timeout_seconds = ANSWER_SECONDS
+        return remote(client)
+    from replicator.service import Service  # noqa: PLC0415 - loads everything
+
+    path = settings.writer.database.path
+    if not path.exists():
+        raise DatabaseUnavailable(f"there is no database at {path} yet", hint="the first `replicator run` makes it")
+    service = Service.build(settings)
+    try:
+        return local(service)
+    finally:
+        service.shut_down()
+
+
+def _show_state(found: dict[str, Any]) -> None:
+    table(found["columns"], found["rows"], empty="no rows")
+    click.echo(f"{found['table']} as of offset {found['as_of_offset']:,}: {len(found['rows'])} rows shown")
+    if found["more"]:
+        click.echo("  → there are more: raise --limit, or ask with --key", err=True)
+
+
+def _show_trace(found: dict[str, Any]) -> None:
+    for change in found["changes"]:
+        _show_change(change)
+    for entry in found["rejected"]:
+        reason = printable(entry["reason"])
+        click.echo(f"rejected entry {entry['id']} ({entry['status']}) at {entry['rejected_at']}: {reason}")
+    if found["more"]:
+        click.echo("  → there are older ones: name an offset, or a --table", err=True)
+
+
+def _show_change(change: dict[str, Any]) -> None:
+    key = printable(change["key"] or "")
+    click.echo(f"offset {change['offset']}  {change['table']} {change['op']} {key}  version {change['version']}")
+    entry = f"stream {printable(change['stream'])} entry {change['entry_id']} row {change['entry_row']}"
+    event = f", id {printable(change['event_id'])}" if change["event_id"] else ""
+    click.echo(f"  produced   {change['event_at'] or '(no time given)'}  {entry}{event}")
+    click.echo(f"  logged     {change['logged_at']}")
+    batch, sink = change["batch"], change["sink"]
+    if batch is None:
+        click.echo("  batch      not cut yet")
+    else:
+        span = f"{batch['first_offset']}..{batch['last_offset']} ({batch['rows']} rows, send {batch['send_seq']})"
+        click.echo(f"  frozen     {batch['frozen_at']}  batch {span}")
+        click.echo(f"  delivered  {batch['delivered_at'] or 'not yet'}")
+    for failed in change["failed_syncs"]:
+        why = printable(failed["error_message"] or "")
+        click.echo(
+            f"  parked     {failed['first_failed_at']}  {failed['status']}, {failed['attempts']} attempts: {why}"
+        )
+    if "error" in sink:
+        click.echo(f"  ClickHouse does not say: {printable(sink['error'])}")
+        return
+    if sink["ledger"]:
+        click.echo(f"  recorded   {sink['ledger']['delivered_at']}  query {sink['ledger']['query_id'] or '(none)'}")
+    sends = ", ".join(sink["sends"]) or "not there"
+    current = {True: ", its key's current row", False: ", not its key's current row", None: ""}[sink["current"]]
+    click.echo(f"  in sink    send {sends}{current}")
