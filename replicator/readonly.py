@@ -56,8 +56,8 @@ class QueryRefused(UsageError):
     """The statement could do more than read our tables."""
 
 
-def check_query(session: Session, sql: str) -> None:
-    """Raise QueryRefused unless ``sql`` is one statement that only reads our tables; UsageError where it is no SQL."""
+def check_query(session: Session, sql: str) -> dict[str, Any]:
+    """The parsed tree of one statement that only reads our tables. Raises QueryRefused, or UsageError for no SQL."""
     if "\x00" in sql:
         raise _refused("the query holds a NUL character")
     if len(sql) > SQL_CHARACTERS_MAX:
@@ -66,9 +66,10 @@ def check_query(session: Session, sql: str) -> None:
     relations = frozenset(name for (name,) in session.rows(statement("readonly/relations")))
     functions = (_asked_once(session, "functions") | {"unnest"}) - FUNCTIONS_REFUSED
     _Judge(functions=functions, relations=relations, internal=_asked_once(session, "internal_views")).visit(tree)
+    return tree
 
 
-def _parsed(session: Session, sql: str) -> Any:
+def _parsed(session: Session, sql: str) -> dict[str, Any]:
     try:
         row = session.row("select json_serialize_sql(?)", [sql])
         assert row is not None
@@ -82,7 +83,8 @@ def _parsed(session: Session, sql: str) -> Any:
         raise UsageError(f"the query cannot be parsed: {text[:400]}", code="syntax")
     if len(parsed["statements"]) != 1:
         raise _refused(f"one statement may be asked, not {len(parsed['statements'])}")
-    return parsed["statements"][0]["node"]
+    node: dict[str, Any] = parsed["statements"][0]["node"]
+    return node
 
 
 _names: dict[str, frozenset[str]] = {}

@@ -21,7 +21,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "values": ("errors", "model", "column_types", "default_value", "schema", "log_columns", "failpoints"),
     "pure": (
         "canonical", "payload", "resp", "decode", "encode", "rows", "ndjson",
-        "shape", "typed_text", "typed", "checksum", "wire", "lanes", "compare", "sink_ddl", "retry", "infer", "witness", "redis_replies", "status",
+        "shape", "typed_text", "typed", "checksum", "wire", "lanes", "compare", "sink_ddl", "retry", "infer", "witness", "redis_replies", "status", "query_plan", "query_formats",
     ),
     "plumbing": ("config", "database", "telemetry", "clock", "collector", "outbox", "files"),
     "ends": ("changelog", "source", "ownership", "state", "ledger", "controls", "readonly", "sink", "producer"),
@@ -44,7 +44,7 @@ SIBLINGS = {
 """Imports that bend the rule. The list may only get shorter."""
 
 DRIVERS = {
-    "duckdb": {"database", "database_errors"},
+    "duckdb": {"database", "database_errors", "query_worker"},
     "redis": {"source", "producer_link", "embedded.valkey"},
     "clickhouse_connect": {"sink"},
     "chdb": {"embedded.clickhouse_engine"},
