@@ -344,6 +344,8 @@ class Deliver:
         """Seconds until a lane may go on, within what an idle loop may sleep."""
         clock, wall, limits = time.monotonic(), time.time(), self.settings.limits()
         waits = [IDLE_SECONDS]
+        if self.recorder.waiting and self.recorder.busy is None:
+            waits.append(self.recorder.try_at - clock)
         for state in self.lanes.values():
             if self.settings.paused(state.lane.name) or state.sending is not None:
                 continue
@@ -372,10 +374,8 @@ class Deliver:
 
     def _await_workers(self) -> None:
         """After an error nothing may be asked about a batch while a worker of before may still send it."""
-        while self._busy() and not self.stop.is_set():
-            wait(self._busy(), timeout=IDLE_SECONDS)
-            if all(future.done() for future in self._busy()):
-                return
+        while (busy := [f for f in self._busy() if not f.done()]) and not self.stop.is_set():
+            wait(busy, timeout=IDLE_SECONDS)
 
     # ── what others may ask ──
 

@@ -246,11 +246,9 @@ class Worker:
         while self.sink.running(self.pipeline, lane.target, batch.offsets):
             if self.stop.wait(RUNNING_POLL_SECONDS):
                 return Outcome(result=Result.FAILED)
-        if not self._restarted_since(attempt.first_sent_at):
-            return None
         if self.holds(lane, batch):
             return Outcome(result=Result.HELD)
-        return Outcome(result=Result.NEEDS_NEW_SEND)
+        return Outcome(result=Result.NEEDS_NEW_SEND) if self._restarted_since(attempt.first_sent_at) else None
 
     def _restarted_since(self, since: float) -> bool:
         """Whether ClickHouse may have restarted after the first send; it keeps tokens of inserts it never finished."""

@@ -182,13 +182,15 @@ class PipelineRoom:
     def wait_delivered(self, service: Service, seconds: float = 30.0) -> None:
         """All that is in the streams is logged and in the sink, nothing in doubt."""
         total = sum(self.source.xlen(stream) for stream in self.streams)
-        wait_until(lambda: service.progress.entries_read >= 0 and service.changelog.head >= total, seconds)
+        wait_until(lambda: service.changelog.head >= total, seconds)
+        self.wait_settled(service, seconds)
+
+    def wait_settled(self, service: Service, seconds: float = 30.0) -> None:
+        """All that is logged is in the sink, nothing in doubt."""
         wait_until(
-            lambda: (
-                service.deliver.lanes
-                and service.deliver.checkpoint >= service.changelog.head
-                and service.deliver.quiet
-                and not any(state.redrives for state in service.deliver.lanes.values())
-            ),
+            lambda: service.deliver.lanes
+            and service.deliver.checkpoint >= service.changelog.head
+            and service.deliver.quiet
+            and not any(state.redrives for state in service.deliver.lanes.values()),
             seconds,
         )

@@ -274,6 +274,8 @@ class TcpProxy:
     cut_after: int | None = None
     silent: bool = False
     """Accept and pass nothing on: a server that hangs, or a network that swallows."""
+    cuts: int = 0
+    """Connections that were cut so."""
     _listener: socket.socket | None = None
     _own_port: int = 0
     _pairs: list[tuple[socket.socket, socket.socket]] = field(factory=list)
@@ -333,6 +335,7 @@ class TcpProxy:
                 while self.silent:
                     threading.Event().wait(0.02)
                 if answers and self.cut_after is not None and passed + len(piece) > self.cut_after:
+                    self.cuts += 1
                     target.sendall(piece[: max(0, self.cut_after - passed)])
                     break
                 target.sendall(piece)

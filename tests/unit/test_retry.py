@@ -1,0 +1,74 @@
+"""One table from error to decision: every code once, every decision with a sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from replicator import errors, retry
+from replicator.errors import (
+    DatabaseUnavailable,
+    OutcomeUnknown,
+    ReplicatorError,
+    SinkMisshapen,
+    SinkRefused,
+    SinkRejected,
+    SinkUnavailable,
+)
+from replicator.retry import Decision, Ladder, decide, kind_of_code, sentence
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "inserting", "kind"),
+    [
+        *((code, "", True, SinkUnavailable) for code in (202, 210, 241, 242, 252, 425, 999)),
+        *((code, "", True, OutcomeUnknown) for code in (159, 209, 319)),
+        *((code, "", False, SinkUnavailable) for code in (159, 209, 319)),
+        *((code, "", True, SinkRejected) for code in (6, 27, 53, 69, 70, 131, 321, 349, 407, 469, 691)),
+        *((code, "", True, SinkMisshapen) for code in (16, 44, 47, 60, 81)),
+        *((code, "", True, SinkRefused) for code in (192, 193, 497, 516)),
+        (252, "Too many parts (300). Merges are processing significantly slower than inserts", True, SinkUnavailable),
+        (252, "Too many partitions for single INSERT block", True, SinkRejected),
+        (424242, "", True, SinkUnavailable),
+    ],
+)
+def test_each_code_has_its_kind(code: int, message: str, inserting: bool, kind: type[ReplicatorError]) -> None:
+    assert kind_of_code(code, message, inserting=inserting) is kind
+
+
+def test_no_code_stands_in_two_lists() -> None:
+    lists = [retry.REJECTED_CODES, retry.MISSHAPEN_CODES, retry.REFUSED_CODES, retry.OUTAGE_CODES]
+    assert sum(map(len, lists)) == len(frozenset().union(*lists))
+
+
+@pytest.mark.parametrize(
+    ("error", "repeats", "decision"),
+    [
+        (SinkUnavailable("refused"), 0, Decision.WAIT),
+        (SinkUnavailable("refused"), 99, Decision.WAIT),
+        (SinkUnavailable("overload", code=202), 99, Decision.WAIT),
+        (SinkUnavailable("what is this", code=4242), 1, Decision.WAIT),
+        (SinkUnavailable("what is this", code=4242), 2, Decision.SPLIT),
+        (OutcomeUnknown("reset"), 99, Decision.ASK),
+        (SinkRejected("bad row", code=53), 0, Decision.SPLIT),
+        (SinkMisshapen("no table", code=60), 99, Decision.STOP_TABLE),
+        (SinkRefused("password", code=516), 99, Decision.STOP),
+        (DatabaseUnavailable("locked"), 99, Decision.AGAIN),
+    ],
+)
+def test_each_kind_has_its_decision(error: ReplicatorError, repeats: int, decision: Decision) -> None:
+    assert decide(error, repeats=repeats) is decision
+
+
+def test_whatever_reaches_deliver_has_a_decision_and_a_sentence() -> None:
+    for name in dir(errors):
+        kind = getattr(errors, name)
+        if isinstance(kind, type) and issubclass(kind, ReplicatorError):
+            assert decide(kind("x"), repeats=0) in Decision
+            assert sentence(kind("x"))
+
+
+def test_the_ladder_is_climbed_exactly_as_configured() -> None:
+    ladder = Ladder(waits_seconds=[1, 2, 5], retries_max=5)
+    assert [ladder.wait_seconds(retry) for retry in range(7)] == [1, 2, 5, 5, 5, None, None]
+    assert ladder.last_seconds == 5
+    assert Ladder(waits_seconds=[1], retries_max=0).wait_seconds(0) is None
