@@ -152,6 +152,25 @@ def test_no_offset_is_given_twice_when_a_full_disk_leaves_a_commit_in_doubt(
     assert check_whole(session) == log.head
 
 
+def test_a_commit_that_was_reported_lost_and_is_not_gives_no_offset_away_twice(
+    database: Database, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = ChangeLog.open(database)
+    commit = Session._commit
+
+    def durable_but_reported_lost(self: Session, cursor: object) -> None:
+        commit(self, cursor)  # type: ignore[arg-type]
+        raise DatabaseUnavailable("the checkpoint failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "_commit", durable_but_reported_lost)
+        with pytest.raises(DatabaseUnavailable):
+            log.append(session, append_of(1, 3))
+    log.reread(session)
+    assert str(log.append(session, append_of(4, 2))) == "4..5"
+    assert check_whole(session) == 5
+
+
 def while_full(log: ChangeLog, session: Session) -> None:
     for _ in range(5):
         try:
