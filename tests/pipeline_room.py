@@ -188,9 +188,11 @@ class PipelineRoom:
     def wait_settled(self, service: Service, seconds: float = 30.0) -> None:
         """All that is logged is in the sink, nothing in doubt."""
         wait_until(
-            lambda: service.deliver.lanes
-            and service.deliver.checkpoint >= service.changelog.head
-            and service.deliver.quiet
-            and not any(state.redrives for state in service.deliver.lanes.values()),
+            lambda: (
+                service.deliver.lanes
+                and service.deliver.checkpoint >= service.changelog.head
+                and service.deliver.quiet
+                and not any(state.redrives for state in service.deliver.lanes.values())
+            ),
             seconds,
         )
