@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "produce": ("replicator.cli_produce", "produce_command"),
     "status": ("replicator.cli_status", "status_command"),
     "sync": ("replicator.cli_deliver", "sync_command"),
+    "query": ("replicator.cli_query", "query_command"),
     "state": ("replicator.cli_past", "state_command"),
     "trace": ("replicator.cli_past", "trace_command"),
     "verify": ("replicator.cli_verify", "verify_command"),

@@ -9,6 +9,8 @@ from __future__ import annotations
 import fcntl
 import getpass
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlencode
 
@@ -30,6 +32,8 @@ CONNECT_SECONDS = 3.0
 KINDS: dict[str, type[ReplicatorError]] = {
     "usage": UsageError,
     "usage_error": UsageError,
+    "query_failed": UsageError,
+    "query_refused": UsageError,
     "not_found": UsageError,
     "malformed": UsageError,
     "config_error": ConfigError,
@@ -86,17 +90,40 @@ class Client:
         """Raises what the service answered, or ServiceUnavailable."""
         return self._ask("POST", path, "admin", body, timeout_seconds)
 
+    @contextmanager
+    def stream(
+        self, path: str, body: dict[str, Any], *, accept: str, timeout_seconds: float
+    ) -> Iterator[urllib3.BaseHTTPResponse]:
+        """An answer to be read piece by piece, asked for with the read token. Raises as the others do."""
+        timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=timeout_seconds)
+        headers = {**self._headers("read"), "Accept": accept}
+        try:
+            answer = self._pool.request(
+                "POST", self.url + path, headers=headers, json=body, timeout=timeout, preload_content=False
+            )
+            refusal = answer.json() if answer.status >= 400 else None
+        except (urllib3.exceptions.HTTPError, ValueError, OSError) as error:
+            raise self._silent(str(error)) from error
+        if refusal is not None:
+            raise _error(answer.status, refusal)
+        try:
+            yield answer
+        finally:
+            answer.close()
+
     def _ask(
         self, method: str, path: str, role: str, body: dict[str, Any] | None, timeout_seconds: float | None = None
     ) -> Any:
+        return self._call(method, path, self._headers(role), body, timeout_seconds or self.timeout_seconds)
+
+    def _headers(self, role: str) -> dict[str, str]:
         token = find_token(self.settings, role) or find_token(self.settings, "admin")
         if token is None:
             raise UsageError(
                 f"the {role} token is not to be found",
                 hint="run as the user the service runs as, or set REPLICATOR_ADMIN_TOKEN or REPLICATOR_READ_TOKEN",
             )
-        headers = {"Authorization": f"Bearer {token}", "X-Replicator-Actor": local_actor()}
-        return self._call(method, path, headers, body, timeout_seconds or self.timeout_seconds)
+        return {"Authorization": f"Bearer {token}", "X-Replicator-Actor": local_actor()}
 
     def _call(
         self, method: str, path: str, headers: dict[str, str], body: dict[str, Any] | None, timeout_seconds: float

@@ -22,19 +22,21 @@ from replicator.capture import CaptureProgress
 from replicator.database import Database, Session, quote, statement
 from replicator.errors import DatabaseUnavailable, ReplicatorError, UsageError
 from replicator.model import entry_order
-from replicator.query_formats import Format
 from replicator.query_plan import Feed, plan
 from replicator.query_process import QueryProcess, QueryProcesses
+from replicator.query_question import ROWS_MAX, SECONDS_DEFAULT, SECONDS_MAX, Format
 from replicator.readonly import check_query
 
 FEED_ROWS = 61_440
-SECONDS_DEFAULT = 60.0
-SECONDS_MAX = 3600.0
-ROWS_MAX = 1_000_000_000
 OPEN_MAX = 32
+RUNNING_MAX = 4
+"""So many queries have a process at a time; the others wait for one within their time."""
+FEED_OPERATOR_MB = 32
+"""What the service's own views may keep while they are read, before it goes to disk."""
 FEED_END_SECONDS = 0.2
 """So long after its answer a query's feed may take to end, for its process to be used again."""
 STOP_SECONDS = 5.0
+TURN_SECONDS = 0.05
 HINTS = {
     "rows": "ask for fewer with a condition or LIMIT, or raise max_rows",
     "time": "ask for less, or raise timeout_seconds",
@@ -84,6 +86,7 @@ class RunningQuery:
     _feeder: threading.Thread | None = None
     _feed_error: Exception | None = None
     _first: tuple[bytes, bytes] = (b"", b"")
+    _has_turn: bool = False
     _closed: bool = False
     _lock: threading.Lock = field(factory=threading.Lock)
 
@@ -99,7 +102,8 @@ class RunningQuery:
         try:
             tree = check_query(self.session, self.ask.sql)
             relations = self.queries.relations(self.session)
-            feeds = plan(tree, relations, self.ask.parameters)
+            feeds = plan(tree, relations | self.queries.macros(self.session, self.ask.sql), self.ask.parameters)
+            self._wait_for_a_turn()
             process = self.queries.processes.take()
             with self._lock:
                 self._process = process
@@ -112,6 +116,11 @@ class RunningQuery:
             self.close()
             raise self._meaning(error) from error
         return self
+
+    def _wait_for_a_turn(self) -> None:
+        while not self._has_turn:
+            self._unless_cancelled()
+            self._has_turn = self.queries.turns.acquire(timeout=TURN_SECONDS)
 
     def pieces(self) -> Iterator[bytes]:
         """The answer in its format, piece by piece; closes the query at the end. Raises QueryFailed."""
@@ -144,6 +153,7 @@ class RunningQuery:
     def _feed(self, process: QueryProcess, feeds: Sequence[Feed]) -> None:
         """Hand over what the tables hold, all at one moment."""
         try:
+            self._cursor.execute(f"set operator_memory_limit = '{FEED_OPERATOR_MB}MB'")
             self._cursor.execute("begin transaction read only")
             for feed in feeds:
                 relation = self._cursor.sql(feed.source_sql, params=list(feed.parameters) or None)
@@ -183,6 +193,8 @@ class RunningQuery:
         self._fed(STOP_SECONDS)
         if self._process is not None:
             (self.queries.processes.give_back if usable else QueryProcess.bury)(self._process)
+        if self._has_turn:
+            self.queries.turns.release()
         self.session.close()
         self.queries.forget(self)
 
@@ -207,7 +219,10 @@ def _request(ask: Ask, feeds: Sequence[Feed], relations: Mapping[str, Mapping[st
         "parameters": ask.parameters,
         "format": str(ask.form),
         "rows_max": ask.rows_max,
-        "feeds": [{"relation": f.relation, "once": f.once, "columns": f.target_columns} for f in feeds],
+        "feeds": [
+            {"relation": f.relation, "once": f.once, "columns": f.target_columns, "arguments": len(f.arguments)}
+            for f in feeds
+        ],
         "relations": {
             name: ", ".join(f"{quote(column)} {kind}" for column, kind in columns.items())
             for name, columns in relations.items()
@@ -223,6 +238,7 @@ class Queries:
     directory: Path
     progress: CaptureProgress | None = None
     processes: QueryProcesses = field(init=False)
+    turns: threading.Semaphore = field(factory=lambda: threading.BoundedSemaphore(RUNNING_MAX), init=False)
     _open: list[RunningQuery] = field(factory=list, init=False)
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
 
@@ -250,6 +266,15 @@ class Queries:
         """What may be named: tables and views with the types of their columns."""
         rows = session.rows(statement("query/columns"))
         return {name: dict(zip(columns, kinds, strict=True)) for name, columns, kinds in rows}
+
+    def macros(self, session: Session, sql: str) -> dict[str, dict[str, str]]:
+        """Our table macros that the text mentions, with the columns that each gives."""
+        text, found = sql.lower(), {}
+        for name, arguments in session.rows(statement("query/macros")):
+            if name.lower() in text:
+                call = f"{quote(name)}({', '.join(['null'] * arguments)})"
+                found[name] = {row[0]: row[1] for row in session.rows(f"describe select * from {call}")}
+        return found
 
     def captured(self, stream: str, entry_id: str) -> bool:
         """Whether an entry of a stream is in the log. Raises UsageError for a stream that is not captured."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from enum import StrEnum
 from typing import Protocol
 
 import numpy as np
@@ -17,25 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from replicator.canonical import json_objects, plain_column
+from replicator.query_question import Format
 
 DUCKDB_TYPE = b"duckdb_type"
 """The key of a field's metadata in the Arrow schema under which its type in DuckDB stands."""
-
-
-class Format(StrEnum):
-    """What a reader may ask for."""
-
-    ARROW = "arrow"
-    JSON = "json"
-    CSV = "csv"
-
-    @property
-    def media_type(self) -> str:
-        return {
-            Format.ARROW: "application/vnd.apache.arrow.stream",
-            Format.JSON: "application/json",
-            Format.CSV: "text/csv; charset=utf-8",
-        }[self]
 
 
 class Encoder(Protocol):

@@ -13,6 +13,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from replicator.errors import UsageError
 from replicator.schema import quote
 
 Tree = Any
@@ -43,6 +44,8 @@ class Feed:
 
     relation: str
     columns: Columns
+    arguments: tuple[str, ...] = ()
+    """Of a table macro."""
     condition: str = ""
     parameters: tuple[Any, ...] = field(default=(), repr=False)
     once: bool = False
@@ -54,7 +57,8 @@ class Feed:
             quote(name) if CARRIED.fullmatch(kind) else f"cast({quote(name)} as varchar) as {quote(name)}"
             for name, kind in self.columns.items()
         )
-        return f"select {names} from {quote(self.relation)}" + (f" where {self.condition}" if self.condition else "")
+        source = quote(self.relation) + (f"({', '.join(self.arguments)})" if self.arguments else "")
+        return f"select {names} from {source}" + (f" where {self.condition}" if self.condition else "")
 
     @property
     def target_columns(self) -> str:
@@ -68,27 +72,57 @@ class Feed:
 def plan(
     tree: Tree, relations: Mapping[str, Columns], parameters: Sequence[Any] | Mapping[str, Any] | None
 ) -> list[Feed]:
-    """The feeds of a judged query. ``relations`` are all that may be named."""
+    """The feeds of a judged query. ``relations`` are all that may be named, table macros among them.
+
+    Raises UsageError where a macro is asked for in a way that cannot be handed over.
+    """
     known = {name.lower(): name for name in relations}
     hidden = {name.lower() for node in _nodes(tree) for name in _cte_names(node)}
-    named = [node for node in _tables(tree) if node["table_name"].lower() in known]
+    named = [node for node in _sources(tree) if _name(node) in known]
     mentioned = _mentioned(tree, known)
+    values = _values(parameters)
     feeds = []
-    for key in dict.fromkeys(node["table_name"].lower() for node in named):
-        uses = [node for node in named if node["table_name"].lower() == key]
+    for key in dict.fromkeys(map(_name, named)):
+        uses = [node for node in named if _name(node) == key]
         columns = relations[known[key]]
         wanted = columns if mentioned is None else {n: t for n, t in columns.items() if n.lower() in mentioned}
-        condition, values = _condition(tree, uses[0], columns, _values(parameters)) if len(uses) == 1 else ("", [])
+        arguments, needed = _arguments(uses, values)
+        condition, compared = _condition(tree, uses[0], columns, values) if len(uses) == 1 else ("", [])
         feeds.append(
             Feed(
                 relation=known[key],
                 columns=wanted or _narrowest(columns),
+                arguments=tuple(arguments),
                 condition=condition,
-                parameters=tuple(values),
+                parameters=(*needed, *compared),
                 once=len(named) == 1 and not hidden and _one_pass(tree, uses[0]),
             )
         )
     return feeds
+
+
+def _name(source: Mapping[str, Any]) -> str:
+    found: str = source["table_name"] if source["type"] == "BASE_TABLE" else source["function"]["function_name"]
+    return found.lower()
+
+
+def _arguments(uses: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
+    """What a macro is called with: constants and parameters, the same wherever the query names it."""
+    if uses[0]["type"] == "BASE_TABLE":
+        return [], []
+    writer = _Writer(columns={}, qualifier="", parameters=values)
+    written = []
+    for use in uses:
+        try:
+            parts = [writer.write(argument["expression"]) for argument in use["function"]["arguments"]]
+        except _Unwritable:
+            raise UsageError(
+                f"{_name(use)} takes a number, a time or a parameter, written out", hint="compute it first, then ask"
+            ) from None
+        written.append(([text for text, _ in parts], [value for _, needed in parts for value in needed]))
+    if any(other != written[0] for other in written):
+        raise UsageError(f"a query may ask {_name(uses[0])} for one moment only", hint="ask for the other by itself")
+    return written[0]
 
 
 def _nodes(tree: Tree) -> Iterator[dict[str, Any]]:
@@ -108,14 +142,14 @@ def _cte_names(node: Mapping[str, Any]) -> Iterator[str]:
         yield from (entry["key"] for entry in found["map"])
 
 
-def _tables(tree: Tree) -> list[dict[str, Any]]:
-    """The relations whose rows are read: DESCRIBE and SHOW read none."""
+def _sources(tree: Tree) -> list[dict[str, Any]]:
+    """The tables and table functions whose rows are read: DESCRIBE and SHOW read none."""
     if isinstance(tree, list):
-        return [found for item in tree for found in _tables(item)]
+        return [found for item in tree for found in _sources(item)]
     if not isinstance(tree, dict) or (tree.get("type") == "SHOW_REF" and tree["show_type"] != "SUMMARY"):
         return []
-    own = [tree] if tree.get("type") == "BASE_TABLE" else []
-    return own + [found for value in tree.values() for found in _tables(value)]
+    own = [tree] if tree.get("type") in ("BASE_TABLE", "TABLE_FUNCTION") else []
+    return own + [found for value in tree.values() for found in _sources(value)]
 
 
 def _mentioned(tree: Tree, known: Mapping[str, str]) -> set[str] | None:
@@ -128,7 +162,7 @@ def _mentioned(tree: Tree, known: Mapping[str, str]) -> set[str] | None:
             return None
         if node.get("ref_type") == "NATURAL" or node.get("column_name_alias"):
             return None
-        if kind == "BASE_TABLE":
+        if kind in ("BASE_TABLE", "TABLE_FUNCTION"):
             aliases.add(node["alias"].lower())
         names.update(name.lower() for name in (*(node.get("column_names") or ()), *(node.get("using_columns") or ())))
         if node.get("class") in ("FUNCTION", "WINDOW"):
@@ -145,7 +179,7 @@ def _narrowest(columns: Columns) -> Columns:
 
 def _one_pass(tree: Tree, table: Mapping[str, Any]) -> bool:
     odd = any(node.get("class") == "SUBQUERY" or node.get("type") in ("SHOW_REF", "PIVOT") for node in _nodes(tree))
-    return not odd and not table["schema_name"]
+    return not odd and not table.get("schema_name")
 
 
 # ── conditions ──
@@ -172,7 +206,7 @@ def _condition(
     parts = where["children"] if where["type"] == "CONJUNCTION_AND" else [where]
     writer = _Writer(
         columns={name.lower(): name for name in columns},
-        qualifier=(table["alias"] or table["table_name"]).lower(),
+        qualifier=(table["alias"] or _name(table)).lower(),
         parameters=parameters,
     )
     written: list[str] = []

@@ -23,8 +23,9 @@ from attrs import define, field
 
 IDLE_MAX = 2
 IDLE_SECONDS = 120.0
-MEMORY_MB = 512
-"""DuckDB's memory limit in each process."""
+MEMORY_MB_MAX = 512
+MEMORY_SHARE = 16
+"""Each process lets DuckDB have one part in so many of the machine's memory, within the bound above."""
 TEMP_MB_MAX = 20_000
 INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZDIR", "PYTHONHOME", "COVERAGE_PROCESS_START")
 
@@ -43,7 +44,9 @@ class QueryProcess:
         own = Path(tempfile.mkdtemp(prefix="query-", dir=directory))
         options = {
             "threads": max(1, min(4, (os.cpu_count() or 2) // 2)),
-            "memory_mb": MEMORY_MB,
+            "memory_mb": min(
+                MEMORY_MB_MAX, (os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20) // MEMORY_SHARE
+            ),
             "temp_directory": str(own),
             "temp_mb": min(TEMP_MB_MAX, shutil.disk_usage(own).free >> 22),
         }

@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 import duckdb
 import pyarrow as pa
 
-from replicator.query_formats import DUCKDB_TYPE, Format, encoder
+from replicator.query_formats import DUCKDB_TYPE, encoder
+from replicator.query_question import Format
 
 BATCH_ROWS = 20_480
 PIECE_BYTES_MAX = 1 << 20
@@ -110,11 +111,20 @@ class Worker:
         self._send(b"Z", json.dumps({"rows": rows}).encode())
 
     def _take(self, source: str, feed: dict[str, Any], stream: pa.RecordBatchReader) -> None:
-        """A stream as a relation: read on the fly, or kept where it is needed more than once."""
-        name, kind = quote(feed["relation"]), "temp view" if feed["once"] else "table"
+        """A stream as a relation or a macro: read on the fly, or kept where it is needed more than once."""
+        name, taken = quote(feed["relation"]), quote(source)
         self._duckdb.register(source, stream)
+        rows = f"select {feed['columns']} from {taken}"
+        if feed["arguments"]:
+            if not feed["once"]:
+                kept = quote(f"{source}_kept")
+                self._duckdb.execute(f"create table {kept} as {rows}")
+                rows = f"from {kept}"
+            names = ", ".join(f"argument_{place}" for place in range(feed["arguments"]))
+            self._duckdb.execute(f"create macro {name}({names}) as table {rows}")
+            return
         self._duckdb.execute(f"drop table {name}")
-        self._duckdb.execute(f"create {kind} {name} as select {feed['columns']} from {quote(source)}")
+        self._duckdb.execute(f"create {'temp view' if feed['once'] else 'table'} {name} as {rows}")
 
     def _drain(self, streams: list[pa.RecordBatchReader], expected: int) -> None:
         """Read what is left of the rows, so that the next thing on stdin is a request."""

@@ -24,8 +24,9 @@ from replicator.database import Database, DatabaseOptions
 from replicator.errors import UsageError
 from replicator.model import CHANGE_SCHEMA, REJECTION_SCHEMA, EntryId, StreamPosition
 from replicator.query import OPEN_MAX, Ask, Queries, QueriesBusy, QueryFailed
-from replicator.query_formats import DUCKDB_TYPE, Format
+from replicator.query_formats import DUCKDB_TYPE
 from replicator.query_process import QueryProcesses
+from replicator.query_question import Format
 from replicator.readonly import QueryRefused
 
 ENDLESS = "select count(*) from range(10000000) a, range(10000000) b where a.range + b.range = 3"
