@@ -197,14 +197,17 @@ class Deliver:
         for name, offset in idle.items():
             self.lanes[name].checkpoint, self.lanes[name].stored = offset, True
         for state, batch in zip(ready, batches, strict=True):
+            state.parked_rows = state.parked_rows if state.frozen else 0
             state.frozen.append(batch)
-            state.parked_rows = 0
         if batches:
             failpoint("freeze.after")
 
     def _may_freeze(self, state: LaneState) -> bool:
-        free = state.prepared is not None and not state.frozen and not self.recorder.holds(state)
-        return free and state.may_send(time.monotonic()) and not self.settings.paused(state.lane.name)
+        """One batch is frozen while the one before is on its way, so that it goes out when that one is in."""
+        return state.may_freeze and not self.recorder.holds(state) and self._may_send(state)
+
+    def _may_send(self, state: LaneState) -> bool:
+        return state.may_send(time.monotonic()) and not self.settings.paused(state.lane.name)
 
     def _idle_positions(self, *, force: bool) -> dict[str, int]:
         """Lanes with nothing pending stand at the scanned head; saved with other work, or when it has grown far.
@@ -232,7 +235,7 @@ class Deliver:
                 self._send(state, state.redrives[0].batch, state.redrives[0])
             elif state.frozen and state.may_send(clock):
                 self._send(state, state.frozen[0], None)
-        if state.preparing is None and state.prepared is None and len(state.frozen) < 2 and state.may_send(clock):
+        if state.may_cut and state.may_send(clock):
             self._prepare(state)
 
     def _prepare(self, state: LaneState) -> None:
@@ -352,8 +355,7 @@ class Deliver:
             if state.try_at > clock:
                 waits.append(state.try_at - clock)
                 continue
-            cutting = state.preparing is None and state.prepared is None and len(state.frozen) < 2
-            due_at = state.due_at(limits) if cutting and state.may_send(clock) else None
+            due_at = state.due_at(limits) if state.may_cut and state.may_send(clock) else None
             if due_at is not None:
                 waits.append(due_at - wall)
             if self._may_freeze(state) or (state.frozen and state.may_send(clock)) or state.redrives:
@@ -382,11 +384,7 @@ class Deliver:
     @property
     def quiet(self) -> bool:
         """Whether nothing that may be sent is waiting, in flight or unrecorded."""
-        clock = time.monotonic()
-        waiting = any(
-            s.sending or s.preparing or (s.may_send(clock) and not self.settings.paused(s.lane.name) and not s.idle)
-            for s in list(self.lanes.values())
-        )
+        waiting = any(s.sending or s.preparing or (self._may_send(s) and not s.idle) for s in list(self.lanes.values()))
         return not waiting and not self.recorder.waiting and self.scanned >= self.capture.released_head
 
     @property

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from replicator.deliver_work import Outcome, Prepared
 
 
+FROZEN_MAX = 2
+"""One batch may be frozen while the one before it is on its way."""
+
+
 class Circuit(StrEnum):
     """Whether a lane sends: open means that only probes go out."""
 
@@ -200,6 +204,18 @@ class LaneState:
     def redriving(self) -> Redrive | None:
         """The parked range that is on its way."""
         return self.sending.redrive if self.sending else None
+
+    @property
+    def may_cut(self) -> bool:
+        """Whether the next range may be prepared."""
+        return self.preparing is None and self.prepared is None and len(self.frozen) < FROZEN_MAX
+
+    @property
+    def may_freeze(self) -> bool:
+        """Whether there is a prepared range to freeze; a frozen batch may stand there prepared for its turn."""
+        prepared = self.prepared
+        known = prepared is None or any(batch.offsets == prepared.offsets for batch in self.frozen)
+        return not known and len(self.frozen) < FROZEN_MAX
 
     @property
     def idle(self) -> bool:

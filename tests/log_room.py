@@ -95,6 +95,8 @@ class LogRoom:
     limits: BatchLimits = field(factory=lambda: BatchLimits(rows_max=100, age_seconds_max=0))
     ladder: Ladder = field(factory=lambda: Ladder(waits_seconds=[0.01], retries_max=3))
     paused: set[str] = field(factory=set)
+    shares: Database | None = None
+    """The file as another room has it open, to see what a start would make of it."""
     database: Database = field(init=False)
     log: ChangeLog = field(init=False)
     ledger: Ledger = field(init=False)
@@ -107,7 +109,8 @@ class LogRoom:
 
     def open(self) -> None:
         """As a process does at its start."""
-        self.database = Database.open(DatabaseOptions(path=self.path, threads=2, memory_mb=256))
+        options = DatabaseOptions(path=self.path, threads=2, memory_mb=256)
+        self.database = self.shares or Database.open(options)
         self.database.migrate(MIGRATIONS / "duckdb")
         self.log = ChangeLog.open(self.database)
         self.ledger = Ledger.open(self.database)

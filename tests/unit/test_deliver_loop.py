@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contract.fakes import LEDGER, FakeClickHouse, wait_until
+from contract.fakes import LEDGER, FakeClickHouse, InlinePool, wait_until
 from deliver_room import all_in, delivered, once
 from log_room import LogRoom
 
@@ -125,3 +125,26 @@ def test_a_rejection_by_the_client_itself_is_bisected_too(room: LogRoom, server:
     room.append(20)
     room.until(delivered(room, server))
     assert [row[1] for row in room.failed()] == [5]
+
+
+def test_one_batch_is_frozen_ahead_and_no_more_and_both_survive_a_restart(
+    running: LogRoom, server: FakeClickHouse
+) -> None:
+    hanging = threading.Event()
+
+    def meet(table: str, send: Any) -> Any:
+        hanging.wait(60)
+
+    server.meet = meet
+    running.append(450)
+    undelivered = "select count(*) from sync_batches where delivered_at is null"
+    wait_until(lambda: running.rows(undelivered) == [(2,)])
+    running.append(200)
+    wait_until(lambda: running.deliver.scanned == 650)
+    assert running.rows(undelivered) == [(2,)]
+    again = LogRoom(path=running.path, sink=server, pool=InlinePool(), shares=running.database)
+    assert [batch.offsets.first for batch in again.deliver.lanes["change_log"].frozen] == [1, 100]
+    assert all(trial.ask_first for trial in again.deliver.lanes["change_log"].trials.values())
+    hanging.set()
+    wait_until(lambda: running.deliver.checkpoint == 650)
+    once(running, server)
