@@ -74,6 +74,8 @@ class Deliver:
     requests: queue.SimpleQueue[Callable[[], None]] = field(factory=queue.SimpleQueue)
     """What others want done in this thread, between two turns. See `deliver_requests`."""
     pool: WorkerPool = field(factory=lambda: WorkerPool(WORKERS))
+    turn: threading.RLock = field(factory=threading.RLock)
+    """Held while lanes change: whoever holds it sees all of them as they stand between two turns."""
     _scan_at: float = 0.0
     _idle_saved: int = 0
 
@@ -93,20 +95,25 @@ class Deliver:
 
     def step(self) -> None:
         """One turn: take what finished, scan what is new, record, freeze and send what is due."""
-        self._take_finished()
-        recorded = self._take_recorded()
-        self._take_requests()
-        self._scan()
-        self._freeze(recorded)
-        self.recorder.write(self.pool)
-        for state in self.lanes.values():
-            if not self.settings.paused(state.lane.name):
-                self._submit(state)
+        with self.turn:
+            self._take_finished()
+            recorded = self._take_recorded()
+            self._take_requests()
+            self._scan()
+            self._freeze(recorded)
+            self.recorder.write(self.pool)
+            for state in self.lanes.values():
+                if not self.settings.paused(state.lane.name):
+                    self._submit(state)
 
     # ── start ──
 
     def load(self) -> None:
         """Forget everything and ask the log: positions, frozen batches, open outages."""
+        with self.turn:
+            self._load()
+
+    def _load(self) -> None:
         self.loaded = False
         self.scanned = 0
         self.lanes.clear()
@@ -287,7 +294,6 @@ class Deliver:
                 stop_lane(self, state, error)
 
     def _take_prepared(self, state: LaneState) -> None:
-        """A lane is never seen without what it has pending: what takes its place is set first."""
         preparing, state.preparing = state.preparing, None
         assert preparing is not None and state.cutting is not None
         try:
@@ -304,17 +310,13 @@ class Deliver:
     def _take_recorded(self) -> list[Sent]:
         recorded = self.recorder.take(self.settings.ladder())
         for sent in recorded:
-            self.delivered_rows += sent.batch.row_count
+            batch, redriven = sent.batch, sent.redrive is not None
+            self.delivered_rows += batch.row_count
             self.delivered_batches += 1
             if sent.redrive is not None:
                 self.ledger.resolve(self.session, sent.redrive.failed)
-            log.info(
-                "batch_delivered",
-                lane=sent.batch.lane,
-                offsets=str(sent.batch.offsets),
-                rows=sent.batch.row_count,
-                redrive=sent.redrive is not None,
-            )
+            offsets = str(batch.offsets)
+            log.info("batch_delivered", lane=batch.lane, offsets=offsets, rows=batch.row_count, redrive=redriven)
         return recorded
 
     # ── waiting ──
@@ -324,10 +326,8 @@ class Deliver:
             self.capture.appended.notify_all()
 
     def _busy(self) -> list[Future[object]]:
-        each = [
-            f for s in self.lanes.values() for f in (s.preparing, s.sending and s.sending.future, self.recorder.busy)
-        ]
-        return [future for future in each if future is not None]
+        each = [f for s in self.lanes.values() for f in (s.preparing, s.sending and s.sending.future)]
+        return [future for future in (*each, self.recorder.busy) if future is not None]
 
     def rest(self) -> None:
         """Wait for a worker, or for the time at which something is due; never longer than a moment."""
@@ -384,15 +384,17 @@ class Deliver:
     @property
     def quiet(self) -> bool:
         """Whether nothing that may be sent is waiting, in flight or unrecorded."""
-        waiting = any(s.sending or s.preparing or (self._may_send(s) and not s.idle) for s in list(self.lanes.values()))
-        return not waiting and not self.recorder.waiting and self.scanned >= self.capture.released_head
+        with self.turn:
+            waiting = any(s.sending or s.preparing or (self._may_send(s) and not s.idle) for s in self.lanes.values())
+            return not waiting and not self.recorder.waiting and self.scanned >= self.capture.released_head
 
     @property
     def checkpoint(self) -> int:
         """The pipeline's checkpoint: the smallest of the lanes', one with nothing pending counting as at the head."""
-        return min((self._standing(s) for s in list(self.lanes.values())), default=self.scanned)
+        with self.turn:
+            return min((self.standing(state) for state in self.lanes.values()), default=self.scanned)
 
-    def _standing(self, state: LaneState) -> int:
-        scanned = self.scanned
+    def standing(self, state: LaneState) -> int:
+        """Where one lane stands; the caller holds ``turn``."""
         quiet = state.idle and not self.recorder.holds(state)
-        return max(state.checkpoint, scanned) if quiet else state.checkpoint
+        return max(state.checkpoint, self.scanned) if quiet else state.checkpoint

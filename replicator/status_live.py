@@ -44,6 +44,7 @@ from replicator.status_file import (
 from replicator.status_probe import Probe, backlog_entries, engine_status
 
 if TYPE_CHECKING:
+    from replicator.deliver import Deliver
     from replicator.service import Service
 
 SAMPLE_SECONDS = 2.0
@@ -110,7 +111,7 @@ class Watch:
 def _collect(service: Service, probe: Probe, samples: tuple[Sample, ...]) -> StatusReport:
     session = service.database.session()
     try:
-        checkpoint, circuit, lanes = _delivery(service, session)
+        delivery = read_delivery(service, session)
         # After the checkpoint: what is parked in between is counted twice then, never not at all.
         records = read_records(session, service.ledger.failed_table)
         delivered = dict(session.rows(statement("status/delivered")))
@@ -118,7 +119,8 @@ def _collect(service: Service, probe: Probe, samples: tuple[Sample, ...]) -> Sta
     finally:
         session.close()
     head = service.changelog.head
-    tables = _tables(service, lanes, records)
+    checkpoint = delivery.checkpoint
+    tables = _tables(service, delivery.lanes, records)
     confirmed = probe.clickhouse.confirmed if probe.clickhouse and not probe.clickhouse.error else None
     clock = time.monotonic()
     redis_facts = probe.redis
@@ -142,7 +144,7 @@ def _collect(service: Service, probe: Probe, samples: tuple[Sample, ...]) -> Sta
         sink=SinkStatus(
             checkpoint_offset=checkpoint,
             confirmed_offset=_confirmed(confirmed, delivered, checkpoint),
-            circuit=circuit,
+            circuit=delivery.circuit,
         ),
         tables=[evolve(t, confirmed_offset=None if confirmed is None else confirmed.get(t.table, 0)) for t in tables],
         failed_syncs=records.failed,
@@ -158,7 +160,7 @@ def _collect(service: Service, probe: Probe, samples: tuple[Sample, ...]) -> Sta
         disk_free_bytes=disk_free_bytes(path),
         sync_interval_seconds=service.settings.writer.sync.sync_interval_sec,
     )
-    age = oldest_age_seconds(records.parked_since, *(lane.oldest_at for lane in lanes))
+    age = oldest_age_seconds(records.parked_since, *(facts.standing.oldest_at for facts in delivery.lanes))
     report = with_lag(report, head=head, checkpoint=checkpoint, parked=records.failed.rows, age=age)
     maximum = redis_facts.memory_max_bytes if redis_facts and not redis_facts.error else None
     return evolve(report, runway=_runway(report, samples, maximum))
@@ -167,51 +169,73 @@ def _collect(service: Service, probe: Probe, samples: tuple[Sample, ...]) -> Sta
 # ── lanes ──
 
 
-def _delivery(service: Service, session: Session) -> tuple[int, str | None, list[LaneStanding]]:
-    """Checkpoint, circuit and lanes from deliver's memory; from the file while deliver has not begun."""
+@frozen(kw_only=True)
+class _LaneFacts:
+    """A lane as it stood between two turns of deliver; ``state`` is None while deliver has not begun."""
+
+    standing: LaneStanding
+    at: int
+    state: LaneState | None = None
+
+
+@frozen(kw_only=True)
+class _Delivery:
+    checkpoint: int
+    circuit: str | None
+    lanes: list[_LaneFacts]
+
+
+def read_delivery(service: Service, session: Session) -> _Delivery:
+    """Checkpoint, circuit and lanes from deliver's memory; from the file while deliver has not begun.
+
+    The head is read before the lanes: what is logged in between is ahead of the checkpoint then, never behind it.
+    """
     deliver = service.deliver
-    if not deliver.loaded:
-        lanes = read_lanes(session)
-        return pipeline_checkpoint(lanes, service.changelog.head), None, lanes
+    with deliver.turn:
+        if deliver.loaded:
+            return _from_memory(deliver, session)
+    head = service.changelog.head
+    lanes = read_lanes(session)
+    facts = [_LaneFacts(standing=lane, at=lane.checkpoint if lane.pending else head) for lane in lanes]
+    return _Delivery(checkpoint=pipeline_checkpoint(lanes, head), circuit=None, lanes=facts)
+
+
+def _from_memory(deliver: Deliver, session: Session) -> _Delivery:
     states = list(deliver.lanes.values())
-    circuit = Circuit.OPEN if any(state.circuit is Circuit.OPEN for state in states) else Circuit.CLOSED
-    checkpoint = deliver.checkpoint
-    return checkpoint, str(circuit), [_standing(session, state) for state in states]
+    is_open = any(state.circuit is Circuit.OPEN for state in states)
+    lanes = [_LaneFacts(standing=_standing(session, s), at=deliver.standing(s), state=s) for s in states]
+    return _Delivery(
+        checkpoint=deliver.checkpoint, circuit=str(Circuit.OPEN if is_open else Circuit.CLOSED), lanes=lanes
+    )
 
 
-def _tables(service: Service, lanes: list[LaneStanding], records: Records) -> list[TableStatus]:
-    states = dict(service.deliver.lanes) if service.deliver.loaded else {}
+def _tables(service: Service, lanes: list[_LaneFacts], records: Records) -> list[TableStatus]:
     clock = time.monotonic()
-    head = service.deliver.scanned if states else service.changelog.head
     tables = []
-    for lane in sorted(lanes, key=lambda lane: lane.lane):
-        at = lane.checkpoint if lane.pending or lane.oldest_at else max(lane.checkpoint, head)
+    for facts in sorted(lanes, key=lambda facts: facts.standing.lane):
+        lane = facts.standing
         table = TableStatus(
             table=lane.lane,
-            checkpoint_offset=at,
+            checkpoint_offset=facts.at,
             pending=lane.pending,
             parked=records.parked.get(lane.lane, 0),
             paused=service.controls.lane_paused(lane.lane),
         )
-        tables.append(_with_state(table, states.get(lane.lane), clock))
+        tables.append(_with_state(table, facts.state, clock))
     return tables
 
 
 def _standing(session: Session, state: LaneState) -> LaneStanding:
-    """What a lane has pending. Another thread owns the state: each field is read once."""
-    segments, frozen = state.segments.copy(), state.frozen.copy()
-    checkpoint, batched = state.checkpoint, state.batched
-    prepared, cutting = state.prepared, state.cutting
-    pending = sum(s.rows for s in segments) + sum(b.row_count for b in frozen) + (cutting.rows if cutting else 0)
-    if prepared is not None and prepared.offsets not in [batch.offsets for batch in frozen]:
+    """What a lane has pending. The caller holds deliver's turn."""
+    pending = state.pending_rows + sum(b.row_count for b in state.frozen) + (state.cutting.rows if state.cutting else 0)
+    prepared, oldest = state.prepared, state.oldest_at
+    if prepared is not None and prepared.offsets not in [batch.offsets for batch in state.frozen]:
         pending += prepared.table.num_rows
-    oldest = segments[0].oldest_at if segments else None
-    busy = bool(frozen or prepared or state.preparing or state.sending)
-    if busy and batched > checkpoint:
+    if state.frozen or prepared or state.preparing or state.sending:
         sql = f"select epoch(min(logged_at)) from change_log where log_offset between ? and ? and {state.lane.where}"
-        row = session.row(sql, [checkpoint + 1, batched])
+        row = session.row(sql, [state.checkpoint + 1, state.batched])
         oldest = row[0] if row and row[0] is not None else oldest
-    return LaneStanding(lane=state.lane.name, checkpoint=checkpoint, pending=pending, oldest_at=oldest)
+    return LaneStanding(lane=state.lane.name, checkpoint=state.checkpoint, pending=pending, oldest_at=oldest)
 
 
 def _with_state(table: TableStatus, state: LaneState | None, clock: float) -> TableStatus:
