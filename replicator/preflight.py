@@ -13,9 +13,9 @@ from attrs import asdict, field, frozen
 from replicator.client import database_in_use
 from replicator.config import Settings
 from replicator.errors import ReplicatorError
+from replicator.free_space import disk_free_bytes
 from replicator.service import build_sink, build_source
 from replicator.sink import quote
-from replicator.status_file import disk_free_bytes
 
 REDIS_VERSION_MIN = (6, 2)
 REDIS_VERSION_COUNTS = (7, 0)

@@ -35,6 +35,7 @@ from replicator.errors import (
     SinkUnavailable,
     SourceUnavailable,
 )
+from replicator.free_space import FreeSpace
 from replicator.ledger import Ledger
 from replicator.model import NO_ENTRY, BatchLimits, EntryId
 from replicator.ownership import Ownership, seat_of
@@ -122,6 +123,7 @@ class Service:
     sink: ClickHouseSink
     progress: CaptureProgress
     capture: Capture
+    space: FreeSpace
     deliver: Deliver
     upkeep: Upkeep
     ownership: Ownership
@@ -149,6 +151,7 @@ class Service:
         source, sink = build_source(settings), build_sink(settings)
         ownership = _build_ownership(settings, changelog, source, instance_id)
         sink.may_send = ownership.check_sending
+        space = FreeSpace(path=database.options.path, floor_bytes=settings.retention.min_free_bytes)
         capture = Capture(
             settings=_capture_settings(settings, catalog, source),
             source=source,
@@ -157,7 +160,7 @@ class Service:
             session=database.session(),
             progress=progress,
             stop=stop,
-            paused=lambda: controls.is_paused(CAPTURE),
+            paused=lambda: controls.is_paused(CAPTURE) or space.is_low(),
             may_log=ownership.check,
         )
         deliver = _build_deliver(
@@ -172,6 +175,7 @@ class Service:
             instance_id=instance_id,
             stop=stop,
         )
+        upkeep = Upkeep(database, database.session(), catalog, progress, stop, may_grow=lambda: not space.is_low())
         return cls(
             settings=settings,
             database=database,
@@ -183,8 +187,9 @@ class Service:
             sink=sink,
             progress=progress,
             capture=capture,
+            space=space,
             deliver=deliver,
-            upkeep=Upkeep(database=database, session=database.session(), catalog=catalog, progress=progress, stop=stop),
+            upkeep=upkeep,
             ownership=ownership,
             instance_id=instance_id,
             stop=stop,

@@ -191,6 +191,9 @@ class StatusReport:
     loops: Sequence[LoopStatus] = ()
     paused: Sequence[str] = ()
     disk_free_bytes: int | None = None
+    disk_floor_bytes: int | None = None
+    disk_low: bool = False
+    """Whether capture waits because so little is free."""
     sync_interval_seconds: float = 1.0
     notes: Sequence[Reason] = ()
     """Reasons found by whoever made the report, beside those that follow from its numbers."""
@@ -288,6 +291,13 @@ def _lag_reasons(report: StatusReport) -> Iterable[Reason]:
     lag, runway = report.sink.lag_seconds, report.runway
     if report.running and lag is not None and lag > report.sync_interval_seconds + LAG_SECONDS_SLACK:
         yield Reason(state=State.DEGRADED, text=f"the oldest undelivered change has waited {lag:.0f} s")
+    if report.disk_low:
+        free, floor = (f"{(n or 0) / 1e6:,.0f} MB" for n in (report.disk_free_bytes, report.disk_floor_bytes))
+        text = (
+            f"capture waits: the disk of {report.database} has {free} free, and [retention] min_free_bytes is {floor}; "
+            "free some space, and it goes on by itself"
+        )
+        yield Reason(state=State.FAILED, text=text)
     for what, seconds in (("the disk of the database", runway.disk_seconds), ("Redis' memory", runway.redis_seconds)):
         if seconds is not None and seconds < RUNWAY_SECONDS_MIN:
             state = State.FAILED if seconds < RUNWAY_SECONDS_MIN / 6 else State.DEGRADED

@@ -6,11 +6,9 @@ Guarantees: reads only. Never asks Redis or ClickHouse, so what only they know i
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from attrs import frozen
@@ -19,6 +17,7 @@ from replicator.changelog import StreamPosition
 from replicator.config import Settings
 from replicator.controls import Controls
 from replicator.database import Database, Session, quote, statement
+from replicator.free_space import disk_free_bytes
 from replicator.status import (
     FailedStatus,
     GapStatus,
@@ -91,14 +90,6 @@ def oldest_age_seconds(*instants: float | None) -> float | None:
     """The age of the oldest of some epoch instants, None when there is none."""
     known = [at for at in instants if at is not None]
     return max(0.0, time.time() - min(known)) if known else None
-
-
-def disk_free_bytes(path: Path) -> int | None:
-    """Free bytes where the file is, or will be."""
-    for place in (path, *path.parents):
-        if place.exists():
-            return shutil.disk_usage(place).free
-    return None
 
 
 def file_report(settings: Settings, database: Database) -> StatusReport:

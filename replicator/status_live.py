@@ -19,6 +19,7 @@ from attrs import define, evolve, field, frozen
 from replicator.controls import CAPTURE
 from replicator.database import Session, statement
 from replicator.deliver_lane import Circuit, LaneState
+from replicator.free_space import disk_free_bytes
 from replicator.status import (
     LogStatus,
     LoopStatus,
@@ -33,7 +34,6 @@ from replicator.status import (
 from replicator.status_file import (
     LaneStanding,
     Records,
-    disk_free_bytes,
     oldest_age_seconds,
     pipeline_checkpoint,
     read_lanes,
@@ -158,6 +158,8 @@ def _collect(service: Service, probe: Probe, samples: tuple[Sample, ...]) -> Sta
         loops=_loops(service, clock),
         paused=service.controls.paused,
         disk_free_bytes=disk_free_bytes(path),
+        disk_floor_bytes=service.space.floor_bytes,
+        disk_low=service.space.is_low(),
         sync_interval_seconds=service.settings.writer.sync.sync_interval_sec,
     )
     age = oldest_age_seconds(records.parked_since, *(facts.standing.oldest_at for facts in delivery.lanes))

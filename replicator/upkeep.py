@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import structlog
 from attrs import define, field
@@ -36,6 +37,8 @@ class Upkeep:
     catalog: Catalog
     progress: CaptureProgress
     stop: threading.Event
+    may_grow: Callable[[], bool] = lambda: True
+    """Whether the file may; while it may not, nothing is folded."""
     _commits: int = 0
     _calm_since: float = field(factory=time.monotonic)
 
@@ -48,7 +51,7 @@ class Upkeep:
         """One round of everything that is due."""
         calm_seconds = self._calm_seconds()
         head = self.progress.released_head
-        for schema in list(self.catalog.current.values()):
+        for schema in list(self.catalog.current.values()) if self.may_grow() else ():
             self._fold(schema, head, FOLD_OFFSETS if calm_seconds < FOLD_IDLE_SECONDS else 1)
         if calm_seconds > TURN_SECONDS and self.database.wal_bytes() > WAL_BYTES_IDLE:
             self._checkpoint()

@@ -21,13 +21,14 @@ from replicator.sink import ClickHouseSink
 
 @define(kw_only=True)
 class ServiceRoom:
-    """``tables`` is TOML. The sink can be asked whether the service runs or not."""
+    """``tables`` and ``sections`` are TOML. The sink can be asked whether the service runs or not."""
 
     directory: Path
     redis_url: str
     server: ClickHouse
     database: str
     tables: str = ""
+    sections: str = ""
     service: Service = field(init=False)
     sink: ClickHouseSink = field(init=False)
     client: redis.Redis = field(init=False)
@@ -38,7 +39,7 @@ class ServiceRoom:
         config = self.directory / "config"
         config.mkdir(parents=True)
         streams = "" if self.tables else '[redis]\nstreams = ["trades"]\n'
-        text = f'{streams}[clickhouse]\ndatabase = "{self.database}"\nconnect_timeout_sec = 1\n{self.tables}\n'
+        text = f'{streams}[clickhouse]\ndatabase = "{self.database}"\nconnect_timeout_sec = 1\n{self.sections}\n{self.tables}\n'
         (config / "replicator.toml").write_text(text)
         sync = "[sync]\nsync_interval_sec = 0.05\n[error_handling]\nretry_backoff_sec = [0.2]\n"
         (config / "duckdb_rust_config.toml").write_text(sync)
