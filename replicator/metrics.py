@@ -80,6 +80,7 @@ OBSERVED: Sequence[Observed] = (
     _counted("commits", "{transaction}", "Transactions committed by capture.", lambda r: r.totals.commits),
     _counted("rows_synced", "{row}", "Rows durably in ClickHouse, with their ledger row.", lambda r: r.totals.rows_delivered),
     _counted("batches_synced", "{batch}", "Batches durably in ClickHouse.", lambda r: r.totals.batches_delivered),
+    _counted("redis.trimmed", "{entry}", "Entries trimmed from Redis.", lambda r: r.trim.entries),
     _observed("status", "1", "0 ok, 1 degraded, 2 failed.", _one(lambda r: _LEVELS[r.state])),
     _observed("log.head_offset", "{offset}", "The last logged offset.", _one(lambda r: r.log.head_offset)),
     _observed("log.changes", "{change}", "Changes the log holds.", _one(lambda r: r.log.changes)),

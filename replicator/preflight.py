@@ -109,7 +109,7 @@ def redis_acl(settings: Settings) -> str:
     """The ACL rule of a user that may do exactly what the service does."""
     keys = " ".join(f"~{stream}" for stream in settings.redis.streams) or "~<your streams>"
     commands = "+@connection +multi +exec +discard +watch +unwatch +xread +xinfo +xgroup +xlen +xrange +xrevrange +get +set +del +pttl +info +config|get +time"
-    trim = "" if settings.redis.trim == "never" else " +xtrim"
+    trim = "" if settings.redis.trim == "never" else " +xtrim +xpending +eval"
     user = settings.redis.username or "replicator"
     return f"ACL SETUSER {user} on ><password> resetkeys {keys} ~replicator:{settings.pipeline.name}:* -@all {commands}{trim}"
 

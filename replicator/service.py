@@ -41,6 +41,7 @@ from replicator.model import NO_ENTRY, BatchLimits, EntryId
 from replicator.ownership import Ownership, seat_of
 from replicator.reconcile import Reconciler
 from replicator.retry import Ladder
+from replicator.service_keep import Keeping
 from replicator.service_reconcile import build_reconciler, prepare_sink
 from replicator.sink import ClickHouseSink, SinkOptions
 from replicator.source import RedisSource, SourceOptions
@@ -130,6 +131,7 @@ class Service:
     instance_id: str
     stop: threading.Event
     reconciler: Reconciler = field(init=False)
+    keeping: Keeping = field(init=False)
     started_at: float = field(factory=time.time)
     loops: dict[str, LoopHealth] = field(factory=dict)
     fatal: ReplicatorError | None = None
@@ -137,6 +139,7 @@ class Service:
 
     def __attrs_post_init__(self) -> None:
         self.reconciler = build_reconciler(self)
+        self.keeping = Keeping.of(self)
 
     @classmethod
     def build(cls, settings: Settings) -> Service:
@@ -202,6 +205,7 @@ class Service:
         self.supervise("deliver", self.deliver_all)
         self.supervise("reconcile", self.reconciler.watch)
         self.supervise("upkeep", self.upkeep.run)
+        self.keeping.start()
 
     def run(self) -> None:
         """Start, wait until stopped, stop in order. Raises the error that no restart mends."""

@@ -326,6 +326,11 @@ class RedisSource:
         entries = dict([*_answered(oldest), *reversed(_answered(newest))])
         return StreamRead(stream=stream, stream_epoch=1, ids=list(entries), fields=list(entries.values()))
 
+    def run_script(self, script: str, key: str, *arguments: str | int) -> Any:
+        """Run a Lua script on one key, in one step for everybody else."""
+        with self._translated():
+            return self._client.eval(script, 1, key, *arguments)
+
     def ping(self) -> dict[str, Any]:
         """The server's own description (INFO), to show that it is Redis and which."""
         with self._translated():

@@ -6,7 +6,7 @@ the design is there, others may be added. Never asks anybody: see `status_live` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -104,6 +104,15 @@ class GapStatus:
 
 
 @frozen(kw_only=True)
+class TrimStatus:
+    """Of Redis' streams. ``held_by``: by stream the consumer group that keeps it from being trimmed further."""
+
+    mode: str | None = None
+    entries: int | None = None
+    held_by: Mapping[str, str] = field(factory=dict)
+
+
+@frozen(kw_only=True)
 class VerifyStatus:
     last_at: str | None = None
     mismatches: int | None = None
@@ -183,6 +192,7 @@ class StatusReport:
     rejected_entries: RejectedStatus = field(factory=RejectedStatus)
     gaps: GapStatus = field(factory=GapStatus)
     verify: VerifyStatus = field(factory=VerifyStatus)
+    trim: TrimStatus = field(factory=TrimStatus)
     runway: Runway = field(factory=Runway)
     rates: Rates = field(factory=Rates)
     totals: Totals = field(factory=Totals)

@@ -151,6 +151,7 @@ def _collect(service: Service, probe: Probe, samples: tuple[Sample, ...]) -> Sta
         rejected_entries=records.rejected,
         gaps=records.gaps,
         verify=verified,
+        trim=service.keeping.trim_status(),
         rates=_rates(samples),
         totals=_totals(service),
         redis=engine_status(redis_facts, clock=clock),

@@ -216,7 +216,7 @@ class Redis:
         default=(),
     )
     start_from: str = setting(checks.start_position, consumer="capture", default="oldest")
-    trim: str = setting(checks.text(one_of=("never", "logged", "confirmed")), consumer="source", default="never")
+    trim: str = setting(checks.text(one_of=("never", "logged", "confirmed")), consumer="trim", default="never")
     username: str | None = taken_from("secrets.toml [redis] username", secret=False)
     password: str | None = taken_from("secrets.toml [redis] password")
 

@@ -29,6 +29,8 @@ class ServiceRoom:
     database: str
     tables: str = ""
     sections: str = ""
+    redis: str = ""
+    """Further keys of its section."""
     service: Service = field(init=False)
     sink: ClickHouseSink = field(init=False)
     client: redis.Redis = field(init=False)
@@ -38,8 +40,8 @@ class ServiceRoom:
     def __attrs_post_init__(self) -> None:
         config = self.directory / "config"
         config.mkdir(parents=True)
-        streams = "" if self.tables else '[redis]\nstreams = ["trades"]\n'
-        text = f'{streams}[clickhouse]\ndatabase = "{self.database}"\nconnect_timeout_sec = 1\n{self.sections}\n{self.tables}\n'
+        streams = "" if self.tables else 'streams = ["trades"]'
+        text = f'[redis]\n{streams}\n{self.redis}\n[clickhouse]\ndatabase = "{self.database}"\nconnect_timeout_sec = 1\n{self.sections}\n{self.tables}\n'
         (config / "replicator.toml").write_text(text)
         sync = "[sync]\nsync_interval_sec = 0.05\n[error_handling]\nretry_backoff_sec = [0.2]\n"
         (config / "duckdb_rust_config.toml").write_text(sync)

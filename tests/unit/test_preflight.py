@@ -57,4 +57,4 @@ def test_grants_and_acl_name_what_is_configured(tmp_path: Path) -> None:
     assert "GRANT INSERT ON `market`.* TO `writer`" in grants
     acl = redis_acl(settings)
     assert "~trades ~orders ~replicator:desk:*" in acl
-    assert acl.endswith("+xtrim")
+    assert acl.endswith("+xtrim +xpending +eval")
