@@ -20,10 +20,10 @@ from attrs import define, evolve, field, frozen
 from replicator.admit import Admission, Admitted
 from replicator.catalog import Routes
 from replicator.changelog import Append, ChangeLog
-from replicator.chunk import Chunk, gather
+from replicator.chunk import Chunk, gather, origin
 from replicator.collector import collector_paused
 from replicator.database import Session
-from replicator.decode import StreamRead, decode
+from replicator.decode import StreamRead, decode, traceparents
 from replicator.dedup import Dedup, Window
 from replicator.errors import SourceTurned, SourceUnavailable
 from replicator.failpoints import failpoint
@@ -179,13 +179,14 @@ class Capture:
     def _read_chunks(self, positions: Mapping[str, StreamPosition], watch: StreamWatch, dedup: Dedup) -> list[Chunk]:
         """One read, decoded and admitted. What Redis sent is freed on return: only the entry ids are kept."""
         look = watch.read(positions, block_seconds=BLOCK_SECONDS)
-        chunks = list(look.turns)
+        chunks, read_at = list(look.turns), time.time_ns()
         starts = {**positions, **{turn.end.stream: turn.end for turn in look.turns}}
         for place, read in enumerate(look.reads):
             unique = dedup.unique(watch.unlogged(read, self._admit(read)))
             more = look.behind or place < len(look.reads) - 1
             chunk = Chunk.of(read, starts[read.stream], unique.admitted, more=more)
-            chunks.append(evolve(chunk, repeated=unique.dropped, conflicts=unique.conflicts))
+            told = {"read_at_ns": read_at, "traceparents": traceparents(read)}
+            chunks.append(evolve(chunk, repeated=unique.dropped, conflicts=unique.conflicts, **told))
         return chunks
 
     def _admit(self, read: StreamRead) -> Admitted:
@@ -301,6 +302,7 @@ class Capture:
             positions=tuple(witnessed(p, self.source.published) for p in positions.values()),
             gaps=tuple(gap for chunk in chunks for gap in chunk.gaps),
             claims_ids=self.settings.ids.is_open,
+            origin=origin(chunks),
         )
         self._count(chunks, append, self._log(append))
 

@@ -6,7 +6,7 @@ with the streams' positions and the rejected entries; nothing burns an offset. N
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 
 import numpy as np
@@ -16,6 +16,16 @@ from attrs import define, field, frozen
 from replicator.database import Database, Session, now, statement
 from replicator.errors import LogCorrupt
 from replicator.model import EntryId, Gap, OffsetRange, StreamPosition, version_of
+
+
+@frozen(kw_only=True)
+class Origin:
+    """What telemetry is told of a transaction's entries: how many of each stream, when the first was read (epoch
+    nanoseconds), and a few of the W3C trace contexts that producers sent with them."""
+
+    read_at_ns: int
+    entries: Mapping[str, int]
+    traceparents: tuple[str, ...] = ()
 
 
 @frozen(kw_only=True)
@@ -32,6 +42,7 @@ class Append:
     """Rejected entries that these changes are: they are closed with it."""
     gaps: tuple[Gap, ...] = ()
     claims_ids: bool = False
+    origin: Origin | None = None
 
 
 @define

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import chain, islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from attrs import evolve, frozen
 
 from replicator.admit import Admitted
-from replicator.decode import StreamRead
+from replicator.changelog import Origin
+from replicator.decode import TRACEPARENTS_MAX, StreamRead
 from replicator.decode_parts import EMPTY_CHANGES, EMPTY_REJECTIONS
 from replicator.model import EntryId, Gap, StreamPosition
 
@@ -35,6 +38,8 @@ class Chunk:
     """Changes left out because their id was logged with the same content."""
     conflicts: int = 0
     """Changes whose id was logged with another content."""
+    read_at_ns: int = 0
+    traceparents: Sequence[str] = ()
 
     @classmethod
     def turn(cls, start: StreamPosition, end: StreamPosition, gaps: Sequence[Gap]) -> Chunk:
@@ -98,6 +103,7 @@ class Chunk:
             rejections=self.rejections.filter(pc.invert(before)),
             repeated=0,
             conflicts=0,
+            traceparents=(),
         )
         return head, tail
 
@@ -125,3 +131,16 @@ def gather(chunks: Sequence[Chunk], rows: int) -> tuple[list[Chunk], list[Chunk]
         head, tail = chunk.cut(rows)
         return [*taken, head], [tail, *chunks[place + 1 :]]
     return taken, []
+
+
+def origin(chunks: Sequence[Chunk]) -> Origin:
+    """What telemetry is told of chunks that are logged together."""
+    entries: Counter[str] = Counter()
+    for chunk in chunks:
+        entries[chunk.end.stream] += chunk.entries
+    sent = chain.from_iterable(chunk.traceparents for chunk in chunks)
+    return Origin(
+        read_at_ns=min((chunk.read_at_ns for chunk in chunks if chunk.read_at_ns), default=0),
+        entries={stream: count for stream, count in entries.items() if count},
+        traceparents=tuple(islice(sent, TRACEPARENTS_MAX)),
+    )

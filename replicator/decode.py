@@ -22,6 +22,9 @@ from replicator.resp import EntryFields, EntryIds
 CONTROLS = ("op", "key", "ts", "id", "v", "table", "traceparent")
 CONTROL_NAMES = frozenset(name.encode() for name in CONTROLS)
 OPS = frozenset("cudr")
+TRACEPARENT_NAMES = frozenset({b"traceparent", b"_traceparent"})
+TRACEPARENTS_MAX = 32
+"""Of a read's trace contexts so many are told to telemetry, from its first entries."""
 Column = Sequence[bytes] | pa.BinaryArray
 PAYLOAD_BYTES_MAX = 64 << 20
 """A larger payload is rejected: DuckDB's JSON reader and the sink both hold it whole, several times."""
@@ -91,6 +94,18 @@ class _Group:
     index: Sequence[int]
     values: Mapping[bytes, Column]
     rejections: Rejections
+
+
+def traceparents(read: StreamRead) -> tuple[str, ...]:
+    """The trace contexts among a read's first entries. Costs nothing where producers send none."""
+    fields = read.fields
+    if isinstance(fields, EntryFields):
+        sent = [c for n, c in zip(fields.names, fields.columns, strict=True) if n in TRACEPARENT_NAMES]
+        found = sent[0].slice(0, TRACEPARENTS_MAX).to_pylist() if sent else []
+    else:
+        first = [entry for entry in fields[:TRACEPARENTS_MAX] if entry]
+        found = [v for entry in first for n, v in zip(entry[::2], entry[1::2], strict=False) if n in TRACEPARENT_NAMES]
+    return tuple(value.decode("ascii", "replace") for value in found if value)
 
 
 def _by_shape(read: StreamRead, rejections: Rejections) -> list[tuple[tuple[bytes, ...], Sequence[int]]]:

@@ -23,7 +23,7 @@ from attrs import define, evolve, field
 from replicator import systemd
 from replicator.config import Settings
 from replicator.errors import ConfigError, SourceUnavailable
-from replicator.metrics import MeasuredSink, Metrics
+from replicator.meters import MeasuredLog, MeasuredSink, Metrics, resource
 from replicator.operations import Operations
 from replicator.server import HttpServer
 from replicator.server_tokens import Tokens, ensure_tokens
@@ -32,10 +32,13 @@ from replicator.service_verify import Verification
 from replicator.status_live import Watch
 from replicator.status_probe import Probe
 from replicator.telemetry import set_level
+from replicator.tracing import Tracing
+from replicator.tracing_steps import attach
 
 PARTS = ("replicator.server_query", "replicator.server_page", "replicator.server_verify", "replicator.server_past")
 """Modules that add to the HTTP interface: ``make_router(running, doors)`` returns an APIRouter. Mounted where present."""
 ATTEND_SECONDS = 0.2
+EXPORT_SECONDS_MAX = 4.0
 PROBE_TIMEOUT_SECONDS = 20.0
 
 log = structlog.get_logger(__name__)
@@ -55,8 +58,10 @@ class RunningService:
     tokens: Tokens
     verification: Verification
     metrics: Metrics | None = None
+    tracing: Tracing | None = None
     _signals: set[int] = field(factory=set)
     _notified_at: float = 0.0
+    _state_line: str = ""
 
     @classmethod
     def build(cls, settings: Settings, reread: Callable[[], Settings]) -> RunningService:
@@ -66,6 +71,7 @@ class RunningService:
             tokens = ensure_tokens(settings)
             running = cls._around(settings, reread, service, tokens)
             running.metrics = running._measured()
+            running.tracing = running._traced()
             running.http.bind()
         except BaseException:
             service.shut_down()
@@ -111,14 +117,28 @@ class RunningService:
         if not (telemetry.prometheus or telemetry.otlp_endpoint):
             return None
         metrics = Metrics(
-            latest=lambda: self.watch.latest,
-            pipeline=self.settings.pipeline.name,
-            instance_id=self.service.instance_id,
+            latest=lambda: self.watch.recent,
+            about=resource(self.settings.pipeline.name, self.service.instance_id),
             otlp_endpoint=telemetry.otlp_endpoint,
         )
-        worker = self.service.deliver.worker
-        worker.sink = MeasuredSink(worker.sink, metrics.inserts)
+        worker, capture = self.service.deliver.worker, self.service.capture
+        worker.sink = MeasuredSink(worker.sink, metrics.taken)
+        capture.changelog = MeasuredLog(capture.changelog, metrics.taken, self._group)  # type: ignore[assignment]
         return metrics
+
+    @property
+    def _group(self) -> str:
+        return f"replicator:{self.settings.pipeline.name}"
+
+    def _traced(self) -> Tracing | None:
+        """The spans of each batch; None where nobody would read them."""
+        endpoint = self.settings.telemetry.otlp_endpoint
+        if not endpoint:
+            return None
+        about = resource(self.settings.pipeline.name, self.service.instance_id)
+        tracing = Tracing.exporting(endpoint, about, self._group)
+        attach(tracing, self.service)
+        return tracing
 
     def application(self) -> object:
         """The HTTP application. Called in the server's thread."""
@@ -133,7 +153,7 @@ class RunningService:
                 pipeline=self.settings.pipeline.name,
                 operations=self.operations,
                 report=self.watch.report,
-                latest=lambda: self.watch.latest,
+                latest=lambda: self.watch.recent,
                 metrics=self.metrics.render if self.metrics and self.settings.telemetry.prometheus else None,
                 parts=tuple(partial(import_module(name).make_router, self) for name in PARTS if find_spec(name)),
             )
@@ -159,10 +179,22 @@ class RunningService:
             systemd.notify("STOPPING=1")
             self.http.stop()
             service.shut_down()
-            if self.metrics is not None:
-                self.metrics.close()
+            self._stop_exporting()
         if service.fatal is not None:
             raise service.fatal
+
+    def _stop_exporting(self) -> None:
+        """A collector that does not answer keeps the process for seconds at most."""
+        closing = [
+            threading.Thread(target=each.close, name="exporting-ends", daemon=True)
+            for each in (self.tracing, self.metrics)
+            if each is not None
+        ]
+        for thread in closing:
+            thread.start()
+        deadline = time.monotonic() + EXPORT_SECONDS_MAX
+        for thread in closing:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
@@ -187,15 +219,24 @@ class RunningService:
                 log.info("service_stopping", signals=[signal.Signals(n).name for n in received])
                 self.service.stop.set()
             self._tell_watchdog()
+            self._tell_state()
 
     def _tell_watchdog(self) -> None:
         interval = systemd.watchdog_seconds()
         if interval is None or time.monotonic() - self._notified_at < interval:
             return
-        report = self.watch.latest
-        if report is None or not any(loop.hangs for loop in report.loops):
+        report = self.watch.recent
+        if report is None or not report.hangs:
             systemd.notify("WATCHDOG=1")
             self._notified_at = time.monotonic()
+
+    def _tell_state(self) -> None:
+        """The line that `systemctl status` shows."""
+        report = self.watch.recent
+        line = "starting" if report is None else "; ".join([str(report.state), *(r.text for r in report.reasons)])
+        if line != self._state_line:
+            self._state_line = line
+            systemd.notify("STATUS=" + line.replace("\n", " "))
 
     # ── SIGHUP ──
 

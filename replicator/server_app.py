@@ -213,18 +213,22 @@ def build_app(face: Face) -> FastAPI:
 def health_router(face: Face, doors: Doors) -> APIRouter:
     router = APIRouter(tags=["health"])
 
-    @router.get("/livez")
-    def livez() -> dict[str, str]:
-        """The process answers. ``service`` and ``instance_id`` say whose it is."""
-        return {"service": "replicator", "pipeline": face.pipeline, "instance_id": face.instance_id}
+    @router.get("/livez", responses={503: {"description": "Part of it gives no sign of life: restart it."}})
+    def livez() -> Response:
+        """The process lives. ``service`` and ``instance_id`` say whose it is."""
+        report = face.latest()
+        alive = report is None or not report.hangs
+        about = {"service": "replicator", "pipeline": face.pipeline, "instance_id": face.instance_id}
+        return JSONResponse({**about, "alive": alive}, status_code=200 if alive else 503)
 
     @router.get("/readyz", responses={503: {"description": "It has failed, or has not begun."}})
     def readyz() -> Response:
-        """Whether the pipeline works: 200 when ok or degraded, 503 when failed or not begun."""
+        """Whether the pipeline works: 200 when ok or degraded, 503 when failed or not begun, with the kinds of reason."""
         report = face.latest()
+        kinds = [] if report is None else list(dict.fromkeys(str(reason.kind) for reason in report.reasons))
         state = str(report.state) if report else "starting"
         ready = report is not None and report.state is not State.FAILED
-        return JSONResponse({"state": state}, status_code=200 if ready else 503)
+        return JSONResponse({"state": state, "reasons": kinds}, status_code=200 if ready else 503)
 
     if face.metrics is not None:
         render = face.metrics

@@ -6,30 +6,12 @@ the design is there, others may be added. Never asks anybody: see `status_live` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from enum import StrEnum
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import asdict, evolve, field, frozen
 
-HEARTBEAT_SECONDS_MAX = 30.0
-"""A loop that gave no sign of life for so long hangs."""
-LAG_SECONDS_SLACK = 60.0
-"""Delivery is behind when its oldest change waits this long beyond the interval it is given."""
-RUNWAY_SECONDS_MIN = 3600.0
-
-
-class State(StrEnum):
-    """``degraded`` mends itself or waits for a decision; ``failed`` needs somebody now."""
-
-    OK = "ok"
-    DEGRADED = "degraded"
-    FAILED = "failed"
-
-    @property
-    def exit_code(self) -> int:
-        """What ``status --check`` ends with, as monitoring plugins do."""
-        return {State.OK: 0, State.DEGRADED: 1, State.FAILED: 2}[self]
+from replicator.status_reasons import HEARTBEAT_SECONDS_MAX, Reason, ReasonKind, State, find_reasons
 
 
 @frozen(kw_only=True)
@@ -49,6 +31,8 @@ class StreamStatus:
     stream_epoch: int | None = None
     last_entry_id: str | None = None
     backlog_entries: int | None = None
+    stalled_seconds: float | None = None
+    """How long entries have been waiting and none was logged; 0 while they move."""
 
 
 @frozen(kw_only=True)
@@ -75,11 +59,15 @@ class TableStatus:
     checkpoint_offset: int | None = None
     confirmed_offset: int | None = None
     pending: int | None = None
+    stalled_seconds: float | None = None
+    """How long rows have been due and none was delivered, with no error that would say why; 0 while they move."""
     parked: int = 0
     paused: bool = False
     circuit: str | None = None
     attempt: int = 0
     """Attempts that the batch in hand has failed."""
+    schema_version: int | None = None
+    """How often the table has been declared otherwise, counting from 1; None where it is not declared."""
     next_try_seconds: float | None = None
     last_error: str | None = None
     stopped: str | None = None
@@ -144,6 +132,10 @@ class Totals:
     entries_read: int | None = None
     changes_logged: int | None = None
     rejected: int | None = None
+    repeated: int | None = None
+    """Changes dropped because their idempotency key was logged with the same content."""
+    id_conflicts: int | None = None
+    """Changes logged beside another content of the same idempotency key."""
     commits: int | None = None
     rows_delivered: int | None = None
     batches_delivered: int | None = None
@@ -163,14 +155,6 @@ class LoopStatus:
         """Running, and without a sign of life."""
         silent = self.heartbeat_seconds_ago
         return self.running and silent is not None and silent > HEARTBEAT_SECONDS_MAX
-
-
-@frozen(kw_only=True)
-class Reason:
-    """Why the state is what it is."""
-
-    state: State
-    text: str
 
 
 @frozen(kw_only=True)
@@ -211,7 +195,7 @@ class StatusReport:
     @property
     def reasons(self) -> list[Reason]:
         """Everything that is wrong, worst first."""
-        found = [*self.notes, *_reasons(self)]
+        found = [*self.notes, *find_reasons(self)]
         return sorted(found, key=lambda reason: reason.state is not State.FAILED)
 
     @property
@@ -219,12 +203,18 @@ class StatusReport:
         reasons = self.reasons
         return reasons[0].state if reasons else State.OK
 
+    @property
+    def hangs(self) -> bool:
+        """Whether part of the process gives no sign of life: only a restart mends that."""
+        return any(reason.kind in (ReasonKind.LOOP_SILENT, ReasonKind.REPORT_OLD) for reason in self.reasons)
+
     def as_json(self) -> dict[str, Any]:
         """The documented form; fields are only ever added."""
         whole = asdict(self, filter=lambda a, _: a.name not in ("notes", "sync_interval_seconds"))
         return {
             "state": str(self.state),
             "reasons": [reason.text for reason in self.reasons],
+            "reason_kinds": [str(reason.kind) for reason in self.reasons],
             **{name: _rounded(value) for name, value in whole.items()},
         }
 
@@ -237,81 +227,6 @@ def with_lag(
     changes = max(0, head - checkpoint) + parked if known else None  # type: ignore[operator]
     seconds = 0.0 if changes == 0 else age
     return evolve(report, sink=evolve(report.sink, lag_changes=changes, lag_seconds=seconds))
-
-
-def _reasons(report: StatusReport) -> Iterable[Reason]:
-    yield from _engine_reasons(report)
-    for loop in report.loops:
-        yield from _loop_reasons(loop)
-    for table in report.tables:
-        yield from _table_reasons(table)
-    yield from _record_reasons(report)
-    yield from _lag_reasons(report)
-    for subject in report.paused:
-        yield Reason(state=State.DEGRADED, text=f"{subject} is paused: `replicator resume {subject}`")
-
-
-def _engine_reasons(report: StatusReport) -> Iterable[Reason]:
-    for name, engine in (("Redis", report.redis), ("ClickHouse", report.clickhouse)):
-        if engine.reachable is False:
-            state = State.FAILED if engine.refused else State.DEGRADED
-            yield Reason(state=state, text=engine.error or f"{name} does not answer")
-
-
-def _loop_reasons(loop: LoopStatus) -> Iterable[Reason]:
-    if not loop.running:
-        why = f": {loop.error}" if loop.error else ""
-        state = State.DEGRADED if loop.waits_for_engine else State.FAILED
-        yield Reason(state=state, text=f"{loop.loop} is down and is started again by itself{why}")
-    elif loop.hangs:
-        text = f"{loop.loop} has given no sign of life for {loop.heartbeat_seconds_ago:.0f} s"
-        yield Reason(state=State.FAILED, text=text)
-
-
-def _table_reasons(table: TableStatus) -> Iterable[Reason]:
-    if table.stopped:
-        yield Reason(state=State.FAILED, text=f"delivery of {table.table} is stopped: {table.stopped}")
-    elif table.circuit == "open":
-        waiting = "" if table.next_try_seconds is None else f", next probe in {table.next_try_seconds:.0f} s"
-        why = f": {table.last_error}" if table.last_error else ""
-        yield Reason(state=State.DEGRADED, text=f"delivery of {table.table} waits for ClickHouse{waiting}{why}")
-    elif table.last_error:
-        waiting = "" if table.next_try_seconds is None else f" in {table.next_try_seconds:.0f} s"
-        text = f"delivery of {table.table} failed {table.attempt} times and tries again{waiting}: {table.last_error}"
-        yield Reason(state=State.DEGRADED, text=text)
-
-
-def _record_reasons(report: StatusReport) -> Iterable[Reason]:
-    failed, rejected, gaps = report.failed_syncs, report.rejected_entries, report.gaps
-    if failed.open:
-        text = f"{failed.open} failed syncs with {failed.rows} rows are parked: `replicator failed list`"
-        yield Reason(state=State.DEGRADED, text=text)
-    if rejected.open:
-        text = f"{rejected.open} entries could not be logged: `replicator rejected list`"
-        yield Reason(state=State.DEGRADED, text=text)
-    if gaps.open:
-        lost = "an unknown number of" if gaps.entries_lost is None else str(gaps.entries_lost)
-        text = f"{lost} entries left Redis before they were read ({gaps.open} gaps): `replicator gaps list`"
-        yield Reason(state=State.FAILED, text=text)
-    if report.verify.mismatches:
-        yield Reason(state=State.FAILED, text=f"verify found {report.verify.mismatches} rows that differ in ClickHouse")
-
-
-def _lag_reasons(report: StatusReport) -> Iterable[Reason]:
-    lag, runway = report.sink.lag_seconds, report.runway
-    if report.running and lag is not None and lag > report.sync_interval_seconds + LAG_SECONDS_SLACK:
-        yield Reason(state=State.DEGRADED, text=f"the oldest undelivered change has waited {lag:.0f} s")
-    if report.disk_low:
-        free, floor = (f"{(n or 0) / 1e6:,.0f} MB" for n in (report.disk_free_bytes, report.disk_floor_bytes))
-        text = (
-            f"capture waits: the disk of {report.database} has {free} free, and [retention] min_free_bytes is {floor}; "
-            "free some space, and it goes on by itself"
-        )
-        yield Reason(state=State.FAILED, text=text)
-    for what, seconds in (("the disk of the database", runway.disk_seconds), ("Redis' memory", runway.redis_seconds)):
-        if seconds is not None and seconds < RUNWAY_SECONDS_MIN:
-            state = State.FAILED if seconds < RUNWAY_SECONDS_MIN / 6 else State.DEGRADED
-            yield Reason(state=state, text=f"{what} is full in {seconds / 60:.0f} min at today's rate")
 
 
 def _rounded(value: Any) -> Any:

@@ -23,6 +23,7 @@ from replicator.status import (
     GapStatus,
     LogStatus,
     Reason,
+    ReasonKind,
     RejectedStatus,
     SinkStatus,
     State,
@@ -134,13 +135,21 @@ def file_report(settings: Settings, database: Database) -> StatusReport:
     return with_lag(report, head=head, checkpoint=checkpoint, parked=parked, age=age)
 
 
-NOT_RUNNING = Reason(state=State.FAILED, text="the service is not running: start it with `replicator run`")
+NOT_RUNNING = Reason(
+    kind=ReasonKind.NOT_RUNNING,
+    state=State.FAILED,
+    text="the service is not running: start it with `replicator run`",
+)
 
 
 def empty_report(settings: Settings) -> StatusReport:
     """The report when there is no file yet: nothing is known but that."""
     path = settings.writer.database.path
-    note = Reason(state=State.FAILED, text=f"there is no database at {path} yet: the first `replicator run` makes it")
+    note = Reason(
+        kind=ReasonKind.NO_DATABASE,
+        state=State.FAILED,
+        text=f"there is no database at {path} yet: the first `replicator run` makes it",
+    )
     return StatusReport(
         pipeline=settings.pipeline.name,
         running=False,

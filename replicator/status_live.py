@@ -24,8 +24,11 @@ from replicator.status import (
     LogStatus,
     LoopStatus,
     Rates,
+    Reason,
+    ReasonKind,
     Runway,
     SinkStatus,
+    State,
     StatusReport,
     TableStatus,
     Totals,
@@ -42,12 +45,16 @@ from replicator.status_file import (
     verify_status,
 )
 from replicator.status_probe import Probe, backlog_entries, engine_status
+from replicator.status_stall import Stall
 
 if TYPE_CHECKING:
     from replicator.deliver import Deliver
     from replicator.service import Service
 
 SAMPLE_SECONDS = 2.0
+REPORT_SECONDS_MAX = 60.0
+"""A report that old says nothing of now: it is made every few seconds."""
+DUE_SECONDS_SLACK = 1.0
 RATE_WINDOW_SECONDS = 30.0
 RUNWAY_WINDOW_SECONDS = 600.0
 RUNWAY_SECONDS_KNOWN = 20.0
@@ -76,22 +83,36 @@ class Watch:
     probe: Probe
     stop: threading.Event
     latest: StatusReport | None = None
+    latest_at: float = 0.0
+    """When it was made, on the monotonic clock."""
+    _cost_seconds: float = 0.0
+    _stall: Stall = field(factory=Stall)
     _samples: deque[Sample] = field(factory=lambda: deque(maxlen=int(RUNWAY_WINDOW_SECONDS / SAMPLE_SECONDS)))
     _lock: threading.Lock = field(factory=threading.Lock)
 
     def run(self) -> None:
         """Until stopped. A report that is dear to make is made less often."""
-        cost = 0.0
-        while not self.stop.wait(max(SAMPLE_SECONDS, 20 * cost)):
+        while not self.stop.wait(max(SAMPLE_SECONDS, 20 * self._cost_seconds)):
             started = time.monotonic()
             self.report()
-            cost = time.monotonic() - started
+            self._cost_seconds = time.monotonic() - started
 
     def report(self) -> StatusReport:
         """How everything stands now."""
         with self._lock:
-            self.latest = _collect(self.service, self.probe, self._sampled())
+            self.latest = _collect(self.service, self.probe, self._sampled(), self._stall)
+            self.latest_at = time.monotonic()
             return self.latest
+
+    @property
+    def recent(self) -> StatusReport | None:
+        """The latest report for those who judge by it: one that nobody renewed says so, whatever it said before."""
+        report, age = self.latest, time.monotonic() - self.latest_at
+        if report is None or age <= max(REPORT_SECONDS_MAX, 40 * self._cost_seconds):
+            return report
+        text = f"the status was last made {age:.0f} s ago: whatever makes it hangs"
+        note = Reason(kind=ReasonKind.REPORT_OLD, state=State.FAILED, text=text)
+        return evolve(report, notes=[*report.notes, note])
 
     def _sampled(self) -> tuple[Sample, ...]:
         s, redis = self.service, self.probe.redis
@@ -108,7 +129,7 @@ class Watch:
         return (*self._samples, sample)
 
 
-def _collect(service: Service, probe: Probe, samples: tuple[Sample, ...]) -> StatusReport:
+def _collect(service: Service, probe: Probe, samples: tuple[Sample, ...], stall: Stall) -> StatusReport:
     session = service.database.session()
     try:
         delivery = read_delivery(service, session)
@@ -164,6 +185,15 @@ def _collect(service: Service, probe: Probe, samples: tuple[Sample, ...]) -> Sta
         sync_interval_seconds=service.settings.writer.sync.sync_interval_sec,
     )
     age = oldest_age_seconds(records.parked_since, *(facts.standing.oldest_at for facts in delivery.lanes))
+    interval = service.settings.writer.sync.sync_interval_sec + DUE_SECONDS_SLACK
+    standings = [facts.standing for facts in delivery.lanes]
+    due = {lane.lane: (oldest_age_seconds(lane.oldest_at) or 0) > interval for lane in standings}
+    waits = service.controls.is_paused(CAPTURE) or report.disk_low
+    report = evolve(
+        report,
+        streams=stall.streams(report.streams, paused=waits, clock=clock),
+        tables=stall.tables(report.tables, due, clock=clock),
+    )
     report = with_lag(report, head=head, checkpoint=checkpoint, parked=records.failed.rows, age=age)
     maximum = redis_facts.memory_max_bytes if redis_facts and not redis_facts.error else None
     return evolve(report, runway=_runway(report, samples, maximum))
@@ -223,6 +253,7 @@ def _tables(service: Service, lanes: list[_LaneFacts], records: Records) -> list
             pending=lane.pending,
             parked=records.parked.get(lane.lane, 0),
             paused=service.controls.lane_paused(lane.lane),
+            schema_version=schema.schema_version if (schema := service.catalog.current.get(lane.lane)) else None,
         )
         tables.append(_with_state(table, facts.state, clock))
     return tables
@@ -272,6 +303,8 @@ def _totals(service: Service) -> Totals:
         entries_read=progress.entries_read,
         changes_logged=progress.changes_appended,
         rejected=progress.entries_rejected,
+        repeated=progress.changes_repeated,
+        id_conflicts=progress.id_conflicts,
         commits=progress.commits,
         rows_delivered=deliver.delivered_rows,
         batches_delivered=deliver.delivered_batches,

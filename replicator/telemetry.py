@@ -11,12 +11,13 @@ import json
 import logging
 import logging.handlers
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import structlog
 from attrs import field, frozen
+from opentelemetry.trace import SpanContext, format_span_id, format_trace_id
 
 from replicator.errors import ConfigError
 
@@ -37,11 +38,29 @@ NOISY = {
 }
 """Libraries whose own lines repeat what our errors say; they speak at the given level, or at TRACE with everybody."""
 
+TraceFinder = Callable[[Mapping[str, Any]], SpanContext | None]
+_trace_finder: list[TraceFinder] = []
+
+
+def set_trace_finder(find: TraceFinder | None) -> None:
+    """From now on each line names the trace that ``find`` says it belongs to; None: no line does."""
+    _trace_finder[:] = [] if find is None else [find]
+
+
+def _add_trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for find in _trace_finder:
+        span = find(event)
+        if span is not None:
+            event["trace_id"], event["span_id"] = format_trace_id(span.trace_id), format_span_id(span.span_id)
+    return event
+
+
 _SHARED = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_logger_name,
     structlog.stdlib.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
+    _add_trace,
     structlog.stdlib.ExtraAdder(),
 ]
 

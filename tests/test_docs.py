@@ -13,6 +13,7 @@ import click
 import pytest
 from repository import ROOT, committed
 
+from ops.reference import PAGES
 from replicator.cli import cli
 from replicator.config import VARIABLES
 from replicator.config.values import PROFILE_SECTIONS, REPLICATOR_SECTIONS, SECRETS_SECTIONS, TableConfig, written_keys
@@ -106,6 +107,11 @@ def test_every_module_stands_in_the_order_of_reading() -> None:
         n for n in listed if not (ROOT / "replicator" / n).is_dir() and not (ROOT / "replicator" / f"{n}.py").exists()
     }
     assert gone == set(), "in the README, but there is no such module"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_generated_pages_are_what_the_code_says(page: str) -> None:
+    assert (ROOT / "ops" / page).read_text() == PAGES[page](), "python -m ops.reference"
 
 
 # ── what the examples call ──

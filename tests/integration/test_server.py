@@ -25,6 +25,8 @@ CHANGES = {
     "/api/v1/rejected/discard": {"all": True, "reason": "test"},
     "/api/v1/gaps/ack": {"all": True},
 }
+SECTIONS = '[serve]\nport = 0\n[telemetry]\notlp_endpoint = "http://127.0.0.1:9"'
+"""Nobody listens there: a collector that is away moves the service as little as its callers do."""
 ERROR_FIELDS = {"kind", "message", "hint"}
 
 
@@ -44,7 +46,7 @@ def service(_valkey: Valkey, _clickhouse: ClickHouse, tmp_path_factory: pytest.T
     _clickhouse.execute("create database if not exists test_server")
     directory = tmp_path_factory.mktemp("service")
     with Replicator(
-        directory=directory, environment=environment, database="test_server", sections="[serve]\nport = 0"
+        directory=directory, environment=environment, database="test_server", sections=SECTIONS
     ) as replicator:
         replicator.start()
         replicator.until_status(lambda r: r["sink"]["circuit"], "delivery has begun")
@@ -97,7 +99,7 @@ def test_health_and_metrics_need_none_on_loopback(service: Replicator) -> None:
     live = service.http("GET", "/livez", token=None)
     assert (live.status, live.json()["service"]) == (200, "replicator")
     ready = until(lambda: (a := service.http("GET", "/readyz", token=None)).status == 200 and a, "it is ready")
-    assert ready.json().keys() == {"state"}
+    assert ready.json().keys() == {"state", "reasons"}
     assert service.http("GET", "/metrics", token=None).status == 200
 
 

@@ -21,6 +21,7 @@ from replicator.status import (
     SinkStatus,
     State,
     StatusReport,
+    StreamStatus,
     TableStatus,
     VerifyStatus,
     with_lag,
@@ -47,6 +48,10 @@ def table(**fields: object) -> list[TableStatus]:
     return [evolve(WELL.tables[0], **fields)]
 
 
+def stream(stalled_seconds: float) -> list[StreamStatus]:
+    return [StreamStatus(stream="s", backlog_entries=7, stalled_seconds=stalled_seconds)]
+
+
 @pytest.mark.parametrize(
     ("change", "state", "words"),
     [
@@ -58,6 +63,11 @@ def table(**fields: object) -> list[TableStatus]:
         ({"tables": table(circuit="open", next_try_seconds=5)}, State.DEGRADED, "next probe in 5 s"),
         ({"tables": table(last_error="refused", attempt=2)}, State.DEGRADED, "failed 2 times"),
         ({"tables": table(stopped="other shape")}, State.FAILED, "delivery of trades is stopped: other shape"),
+        ({"tables": table(pending=5, stalled_seconds=40.0)}, State.DEGRADED, "5 rows of trades are due and none"),
+        ({"tables": table(pending=5, stalled_seconds=400.0)}, State.FAILED, "for 400 s, though the loop is alive"),
+        ({"tables": table(pending=5, stalled_seconds=20.0)}, State.OK, ""),
+        ({"streams": stream(31.0)}, State.DEGRADED, "7 entries of s wait and none was logged for 31 s"),
+        ({"streams": stream(301.0)}, State.FAILED, "none was logged"),
         ({"failed_syncs": FailedStatus(open=1, rows=7)}, State.DEGRADED, "7 rows are parked"),
         ({"rejected_entries": RejectedStatus(open=3)}, State.DEGRADED, "replicator rejected list"),
         ({"gaps": GapStatus(open=1, entries_lost=9)}, State.FAILED, "9 entries left Redis"),
