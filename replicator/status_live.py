@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -185,18 +185,21 @@ def _collect(service: Service, probe: Probe, samples: tuple[Sample, ...], stall:
         sync_interval_seconds=service.settings.writer.sync.sync_interval_sec,
     )
     age = oldest_age_seconds(records.parked_since, *(facts.standing.oldest_at for facts in delivery.lanes))
-    interval = service.settings.writer.sync.sync_interval_sec + DUE_SECONDS_SLACK
-    standings = [facts.standing for facts in delivery.lanes]
-    due = {lane.lane: (oldest_age_seconds(lane.oldest_at) or 0) > interval for lane in standings}
-    waits = service.controls.is_paused(CAPTURE) or report.disk_low
-    report = evolve(
+    report = _with_stalls(report, stall, [facts.standing for facts in delivery.lanes], clock)
+    report = with_lag(report, head=head, checkpoint=checkpoint, parked=records.failed.rows, age=age)
+    maximum = redis_facts.memory_max_bytes if redis_facts and not redis_facts.error else None
+    return evolve(report, runway=_runway(report, samples, maximum))
+
+
+def _with_stalls(report: StatusReport, stall: Stall, lanes: Sequence[LaneStanding], clock: float) -> StatusReport:
+    interval = report.sync_interval_seconds + DUE_SECONDS_SLACK
+    due = {lane.lane: (oldest_age_seconds(lane.oldest_at) or 0) > interval for lane in lanes}
+    waits = CAPTURE in report.paused or report.disk_low
+    return evolve(
         report,
         streams=stall.streams(report.streams, paused=waits, clock=clock),
         tables=stall.tables(report.tables, due, clock=clock),
     )
-    report = with_lag(report, head=head, checkpoint=checkpoint, parked=records.failed.rows, age=age)
-    maximum = redis_facts.memory_max_bytes if redis_facts and not redis_facts.error else None
-    return evolve(report, runway=_runway(report, samples, maximum))
 
 
 # ── lanes ──
