@@ -9,6 +9,8 @@ import os
 import socket
 import time
 
+PATIENCE_SECONDS = 0.5
+
 
 def notify(state: str) -> None:
     """Send ``READY=1`` and the like to the service manager, where there is one."""
@@ -18,11 +20,12 @@ def notify(state: str) -> None:
     if address.startswith("@"):
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.settimeout(PATIENCE_SECONDS)  # a manager that does not read must not keep the service waiting
         try:
             channel.connect(address)
             channel.send(state.encode())
         except OSError:
-            return  # the manager has gone; there is nobody to tell
+            return  # the manager has gone or is deaf; there is nobody to tell
 
 
 def reloading() -> None:
