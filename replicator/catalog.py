@@ -155,7 +155,7 @@ class Catalog:
         Call with no insert of this lane in flight. Raises SinkMisshapen naming every difference.
         """
         if lane.name == GENERIC_LANE:
-            return _check(sink, {GENERIC_LANE: {c.name: c.clickhouse for c in (PIPELINE, *GENERIC, SEND)}})
+            return _check(sink, {GENERIC_LANE: _GENERIC_COLUMNS})
         newest = self.history(lane.name)[-1]
         if (lane.name, newest.schema_version) not in self._made:
             self._make(sink, newest)
@@ -168,6 +168,20 @@ class Catalog:
             self._made.discard((lane.name, newest.schema_version))
             raise
         return None
+
+    def conflicts(self, sink: ClickHouseSink, lane: Lane) -> list[str]:
+        """How the lane's tables are unlike any version of ours, in words. Only reads."""
+        if lane.name == GENERIC_LANE:
+            found = sink.columns_of([GENERIC_LANE]).get(GENERIC_LANE)
+            return [f"{GENERIC_LANE} does not exist"] if found is None else sink_ddl.drift(_GENERIC_COLUMNS, found)
+        history = self.history(lane.name)
+        newest, tables = history[-1], sink.columns_of([history[-1].log_name, history[-1].state_name])
+        problems = [f"{name} does not exist" for name in (newest.log_name, newest.state_name) if name not in tables]
+        for name, shape in _SHAPES.items():
+            columns = tables.get(f"{newest.name}{name}")
+            if columns is not None and all(sink_ddl.drift(shape(schema), columns) for schema in history):
+                problems += [f"{newest.name}{name}: {text}" for text in sink_ddl.drift(shape(newest), columns)]
+        return problems
 
     def _make(self, sink: ClickHouseSink, schema: TableSchema) -> None:
         """Goes on where an earlier try ended, even one that was killed between two statements."""
@@ -207,6 +221,10 @@ class Catalog:
                 continue
             done.append(name)
         return done
+
+
+_GENERIC_COLUMNS = {c.name: c.clickhouse for c in (PIPELINE, *GENERIC, SEND)}
+_SHAPES = {"_log": sink_ddl.expected_columns, "_state": sink_ddl.expected_state_columns}
 
 
 def _check(sink: ClickHouseSink, expected: Mapping[str, Mapping[str, str]], feed: str = "") -> None:

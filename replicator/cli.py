@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "state": ("replicator.cli_past", "state_command"),
     "trace": ("replicator.cli_past", "trace_command"),
     "verify": ("replicator.cli_verify", "verify_command"),
+    "replay": ("replicator.cli_replay", "replay_command"),
     "pause": ("replicator.cli_deliver", "pause_command"),
     "resume": ("replicator.cli_deliver", "resume_command"),
     "failed": ("replicator.cli_records", "failed_group"),

@@ -7,7 +7,7 @@ are strings.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import click
 from replicator.cli import config_dir
 from replicator.client import Client, connect
 from replicator.config import Settings, load_settings
-from replicator.errors import DatabaseUnavailable
+from replicator.errors import DatabaseUnavailable, UsageError
 
 if TYPE_CHECKING:
     from replicator.database import Database
@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as one JSON document.")
 yes_option = click.option("--yes", is_flag=True, help="Do it without asking.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
+
+
+def confirm(question: str, options: Mapping[str, Any]) -> None:
+    """What cannot be undone needs a yes, on the command line or by hand; a dry run does not."""
+    if options["yes"] or options["dry_run"]:
+        return
+    if not click.get_text_stream("stdin").isatty():
+        raise UsageError(f"{question} This cannot be undone", hint="add --yes, or look first with --dry-run")
+    click.confirm(question, abort=True, err=True)
 
 
 def settings_of(context: click.Context) -> Settings:

@@ -10,6 +10,7 @@ import click
 
 from replicator.cli_answer import (
     answer,
+    confirm,
     dry_run_option,
     json_option,
     printable,
@@ -122,15 +123,6 @@ def _show_one(context: click.Context, what: str, row_id: int, as_json: bool) -> 
     answer(found, as_json, _show_fields)
 
 
-def _confirm(options: Options, question: str) -> None:
-    """What cannot be undone needs a yes, on the command line or by hand."""
-    if options["yes"] or options["dry_run"]:
-        return
-    if not click.get_text_stream("stdin").isatty():
-        raise UsageError(f"{question} This cannot be undone", hint="add --yes, or look first with --dry-run")
-    click.confirm(question, abort=True, err=True)
-
-
 def _show_fields(found: Options) -> None:
     lists = {name: value for name, value in found.items() if isinstance(value, list)}
     for name, value in found.items():
@@ -196,7 +188,7 @@ def failed_retry(context: click.Context, **options: Any) -> None:
 @click.pass_context
 def failed_discard(context: click.Context, **options: Any) -> None:
     """Give parked ranges up for good: ClickHouse will never have them. They stay on record."""
-    _confirm(options, "Give these ranges up for good?")
+    confirm("Give these ranges up for good?", options)
     done = _change(context, "failed", "discard", _body(options), _giving_up(options))
     answer(done, options["as_json"], lambda d: _show_failed(d["failed"]))
 
@@ -259,7 +251,7 @@ def _show_retried(rows: list[Options]) -> None:
 @click.pass_context
 def rejected_discard(context: click.Context, **options: Any) -> None:
     """Close rejected entries: they will not be logged. Their bytes stay on record."""
-    _confirm(options, "Close these entries without logging them?")
+    confirm("Close these entries without logging them?", options)
     done = _change(context, "rejected", "discard", _body(options), _giving_up(options))
     answer(done, options["as_json"], lambda d: _show_rejected(d["rejected"]))
 

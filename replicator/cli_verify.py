@@ -5,24 +5,26 @@ Ends with 4 when anything is at fault, or is left at fault after ``--repair``.
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import click
 
-from replicator.cli_answer import answer, dry_run_option, json_option, printable, settings_of, table
-from replicator.client import KINDS, Client, connect, local_actor
+from replicator.cli_answer import (
+    answer,
+    confirm,
+    dry_run_option,
+    json_option,
+    printable,
+    settings_of,
+    table,
+    yes_option,
+)
+from replicator.cli_progress import MISMATCH, Show, follow, progress_bar
+from replicator.cli_service import opened_service
+from replicator.client import connect, local_actor
 from replicator.config import Settings
-from replicator.errors import DatabaseUnavailable, ReplicatorError
 
-MISMATCH = 4
-POLL_SECONDS = 0.2
 SHOWN_MAX = 20
-Show = Callable[[int, int, str], None]
-"""Called with (rows compared, rows to compare, what is being compared)."""
 
 
 @click.command("verify", short_help="Prove that log and sink agree, or mend them.")
@@ -32,6 +34,7 @@ Show = Callable[[int, int, str], None]
 @click.option("--repair", is_flag=True, help="Mend what differs, on the side at fault, and compare again.")
 @click.option("--quick", is_flag=True, help="Take the checksums frozen before sending for the log's.")
 @dry_run_option
+@yes_option
 @json_option
 @click.pass_context
 def verify_command(
@@ -42,88 +45,42 @@ def verify_command(
     repair: bool,
     quick: bool,
     dry_run: bool,
+    yes: bool,
     as_json: bool,
 ) -> None:
     """Compare everything that was delivered with what ClickHouse holds, down to the row, the key and the ledger.
 
     Each row at fault is named with its kind (missing, extra, different, doubled), its side (the sink, or the log) and
-    the columns that differ. With --repair exactly these are mended; --dry-run says what a repair would do.
+    the columns that differ. With --repair exactly these are mended, once you have said yes; --dry-run says what a
+    repair would do.
     """
     if last is not None and last < first:
         raise click.UsageError(f"--to {last} lies before --from {first}")
+    if repair:
+        confirm("Remove and rewrite rows on the side at fault?", {"yes": yes, "dry_run": dry_run})
     settings = settings_of(context)
     body = {"tables": list(tables), "first_offset": first, "last_offset": last, "quick": quick}
     body |= {"repair": repair or dry_run, "dry_run": dry_run}
     client = connect(settings)
-    with progress_bar() as show:
-        done = _ask(client, body, show) if client is not None else _run(settings, body, show)
+    with progress_bar("verify") as show:
+        done = follow(client, "verify", body, show) if client is not None else _run(settings, body, show)
     answer(done, as_json, _show_repair if repair or dry_run else _show)
     context.exit(MISMATCH if done["mismatches"] else 0)
 
 
-def _ask(client: Client, body: dict[str, Any], show: Show) -> dict[str, Any]:
-    job = client.post("/api/v1/verify", body)
-    try:
-        while job["state"] == "running":
-            time.sleep(POLL_SECONDS)
-            job = client.get(f"/api/v1/verify/{job['id']}")
-            show(job["rows"], job["rows_expected"], job["what"])
-    except KeyboardInterrupt:
-        client.post(f"/api/v1/verify/{job['id']}/cancel", {})
-        raise
-    if job["error"] is not None:
-        error = job["error"]
-        raise KINDS.get(error["kind"], ReplicatorError)(error["message"], hint=error["hint"] or "")
-    result: dict[str, Any] = job["result"]
-    return result
-
-
 def _run(settings: Settings, body: dict[str, Any], show: Show) -> dict[str, Any]:
     """Without a service: open the file here."""
-    from replicator.service import Service  # noqa: PLC0415 - loads everything
+    from replicator.service_job import Jobs  # noqa: PLC0415 - loads everything
     from replicator.service_verify import Task, Verification  # noqa: PLC0415
     from replicator.verify_report import VerifyRequest  # noqa: PLC0415
 
-    path = settings.writer.database.path
-    if not path.exists():
-        raise DatabaseUnavailable(f"there is no database at {path} yet", hint="the first `replicator run` makes it")
     request = VerifyRequest(
         tables=tuple(body["tables"]), first=body["first_offset"], last=body["last_offset"], reread_log=not body["quick"]
     )
     task = Task(request=request, repair=body["repair"], dry_run=body["dry_run"], actor=local_actor())
-    service = Service.build(settings)
-    try:
-        if task.repair and not task.dry_run:
-            service.ownership.acquire(service.stop)
-        return Verification(service=service).run(task, lambda p: show(p.rows, p.rows_expected, p.what))
-    finally:
-        service.shut_down()
-
-
-@contextmanager
-def progress_bar() -> Iterator[Show]:
-    """A bar with rate and estimate on stderr, where somebody can see it."""
-    if not sys.stderr.isatty():
-        yield lambda rows, expected, what: None  # noqa: ARG005
-        return
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn  # noqa: PLC0415
-
-    columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.completed:,.0f} rows"),
-        TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    started = time.monotonic()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("verify", total=None, rate="")
-
-        def show(rows: int, expected: int, what: str) -> None:
-            rate = rows / max(0.001, time.monotonic() - started)
-            bar.update(
-                task, description=what or "verify", completed=rows, total=expected or None, rate=f"{rate:,.0f}/s"
-            )
-
-        yield show
+    with opened_service(settings, owned=task.repair and not task.dry_run) as service:
+        jobs = Jobs(database=service.database, stop=service.stop)
+        return Verification(service=service, jobs=jobs).run(task, lambda p: show(p.rows, p.rows_expected, p.what))
 
 
 # ── for people ──

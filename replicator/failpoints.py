@@ -29,6 +29,7 @@ NAMES = (
     "fold.inside",
     "migration.inside",
     "alter.inside",
+    "replay.after_send",
 )
 
 

@@ -28,6 +28,7 @@ from replicator.operations import Operations
 from replicator.server import HttpServer
 from replicator.server_tokens import Tokens, ensure_tokens
 from replicator.service import Service, build_sink
+from replicator.service_job import Jobs
 from replicator.service_verify import Verification
 from replicator.status_live import Watch
 from replicator.status_probe import Probe
@@ -35,7 +36,13 @@ from replicator.telemetry import set_level
 from replicator.tracing import Tracing
 from replicator.tracing_steps import attach
 
-PARTS = ("replicator.server_query", "replicator.server_page", "replicator.server_verify", "replicator.server_past")
+PARTS = (
+    "replicator.server_query",
+    "replicator.server_page",
+    "replicator.server_verify",
+    "replicator.server_past",
+    "replicator.server_replay",
+)
 """Modules that add to the HTTP interface: ``make_router(running, doors)`` returns an APIRouter. Mounted where present."""
 ATTEND_SECONDS = 0.2
 EXPORT_SECONDS_MAX = 4.0
@@ -108,7 +115,7 @@ class RunningService:
             http=HttpServer(settings=settings, instance_id=service.instance_id),
             operations=operations,
             tokens=tokens,
-            verification=Verification(service=service),
+            verification=Verification(service=service, jobs=Jobs(database=service.database, stop=service.stop)),
         )
 
     def _measured(self) -> Metrics | None:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends
 from pydantic import Field
 
 from replicator.server_app import Actor, Body, Doors
+from replicator.service_job import VERIFY
 from replicator.service_verify import Task
 from replicator.verify_report import VerifyRequest
 
@@ -44,16 +45,16 @@ def make_router(running: RunningService, doors: Doors) -> APIRouter:
     @router.get("/verify", dependencies=reader)
     def latest() -> dict[str, Any]:
         """The latest comparison since the service started, scheduled ones too."""
-        return verification.of().as_json()
+        return verification.jobs.of(VERIFY).as_json()
 
     @router.get("/verify/{job_id}", dependencies=reader)
     def one(job_id: str) -> dict[str, Any]:
         """How far it is; ``result`` is there when ``state`` is done."""
-        return verification.of(job_id).as_json()
+        return verification.jobs.of(VERIFY, job_id).as_json()
 
     @router.post("/verify/{job_id}/cancel", dependencies=admin)
     def cancel(job_id: str) -> dict[str, Any]:
         """End it at its next step."""
-        return verification.cancel(job_id).as_json()
+        return verification.jobs.cancel(VERIFY, job_id).as_json()
 
     return router

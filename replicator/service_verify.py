@@ -7,20 +7,19 @@ last one is what it found, and survives a restart. Never holds up a stop for lon
 from __future__ import annotations
 
 import json
-import re
-import threading
 import time
-import uuid
 from collections.abc import Callable
 from datetime import UTC
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from attrs import define, field, frozen
+from attrs import define, frozen
 
 from replicator.database import Session
-from replicator.errors import ReplicatorError, UsageError
+from replicator.errors import ReplicatorError
 from replicator.repair import Repairer
+from replicator.service_job import VERIFY, Job, Jobs
 from replicator.status_file import VERIFY_LAST, read_last_verify
 from replicator.verify import Progress, Verifier
 from replicator.verify_report import VerifyReport, VerifyRequest
@@ -37,10 +36,6 @@ REREAD_SECONDS = 86_400.0
 log = structlog.get_logger(__name__)
 
 
-class Cancelled(ReplicatorError):
-    """Somebody ended the comparison, or the service stops."""
-
-
 @frozen(kw_only=True)
 class Task:
     """What is to be run."""
@@ -54,106 +49,25 @@ class Task:
 
 
 @define
-class Job:
-    """A task under way, and then its result."""
-
-    task: Task
-    id: str = field(factory=lambda: uuid.uuid4().hex[:12])
-    progress: Progress = field(factory=Progress)
-    state: str = "running"
-    result: dict[str, Any] | None = None
-    error: ReplicatorError | None = None
-    cancelled: bool = False
-    started_at: float = field(factory=time.time)
-    done: threading.Event = field(factory=threading.Event)
-
-    def as_json(self) -> dict[str, Any]:
-        error = self.error
-        return {
-            "id": self.id,
-            "state": self.state,
-            "what": self.progress.what,
-            "rows": self.progress.rows,
-            "rows_expected": self.progress.rows_expected,
-            "seconds": round(time.time() - self.started_at, 3),
-            "result": self.result,
-            "error": None if error is None else {"kind": kind(error), "message": error.message, "hint": error.hint},
-        }
-
-
-def kind(error: ReplicatorError) -> str:
-    """The error's name as the HTTP interface spells it."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower()
-
-
-@define
 class Verification:
     """Runs tasks for one service; ``service`` need not be running its loops."""
 
     service: Service
-    job: Job | None = None
-    """The latest."""
-    _lock: threading.Lock = field(factory=threading.Lock)
+    jobs: Jobs
     _reread_at: float = 0.0
 
     def start(self, task: Task) -> Job:
         """Run a task in a thread of its own. Raises UsageError while another one runs."""
-        job = self._taken(task)
-        threading.Thread(target=self._run, args=(job,), name="verify-job", daemon=True).start()
-        return job
+        return self.jobs.start(VERIFY, partial(self._result, task))
 
     def run(self, task: Task, watch: Callable[[Progress], None] = lambda _: None) -> dict[str, Any]:
         """Run a task here and now; ``watch`` is called as it goes on. Raises what it raises."""
-        job = self._taken(task)
-        job.progress.watch = lambda: watch(job.progress)
-        self._run(job)
-        if job.error is not None:
-            raise job.error
-        assert job.result is not None
-        return job.result
+        return self.jobs.run(VERIFY, partial(self._result, task), watch)
 
-    def of(self, job_id: str | None = None) -> Job:
-        """The latest job, or raise UsageError where it is not that one."""
-        if self.job is None or (job_id is not None and self.job.id != job_id):
-            raise UsageError(f"there is no comparison {job_id or 'yet'}", code="not_found", hint="start one")
-        return self.job
-
-    def cancel(self, job_id: str) -> Job:
-        job = self.of(job_id)
-        job.cancelled = True
-        return job
-
-    def _taken(self, task: Task) -> Job:
-        with self._lock:
-            if self.job is not None and self.job.state == "running":
-                raise UsageError("a comparison is running already", hint="wait for it, or cancel it")
-            self.job = Job(task=task)
-            return self.job
-
-    # ── one job ──
-
-    def _run(self, job: Job) -> None:
-        session = self.service.database.session()
-        try:
-            job.progress.step = lambda seconds: self._pace(job, seconds)
-            job.result = self._result(session, job)
-            job.state = "done"
-        except ReplicatorError as error:
-            job.error = error
-            job.state = "cancelled" if isinstance(error, Cancelled) else "failed"
-            log.warning("verify_ended", state=job.state, error=str(error))
-        except Exception as error:
-            job.error, job.state = (
-                ReplicatorError(f"verify failed: {error}", hint="the service's log has more"),
-                "failed",
-            )
-            log.exception("verify_failed")
-        finally:
-            session.close()
-            job.done.set()
-
-    def _result(self, session: Session, job: Job) -> dict[str, Any]:
-        task, verifier = job.task, self.verifier(session)
+    def _result(self, task: Task, session: Session, job: Job) -> dict[str, Any]:
+        verifier = self.verifier(session)
+        if task.paced:
+            job.progress.step = lambda seconds: self.jobs.rest(job, min(seconds, PACE_SECONDS_MAX))
         if not task.repair:
             report = verifier.verify(task.request, job.progress)
             self._remember(session, report)
@@ -163,14 +77,6 @@ class Verification:
         )
         self._remember(session, mended.after or mended.before)
         return mended.as_json()
-
-    def _pace(self, job: Job, seconds: float) -> None:
-        if job.cancelled:
-            raise Cancelled("the comparison was cancelled")
-        if job.task.paced:
-            self.service.stop.wait(min(seconds, PACE_SECONDS_MAX))
-            if self.service.stop.is_set():
-                raise Cancelled("the service stops")
 
     def verifier(self, session: Session) -> Verifier:
         service = self.service

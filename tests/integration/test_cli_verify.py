@@ -40,7 +40,9 @@ def test_verify_finds_says_and_mends_beside_the_service(
     assert (dry.code, "3 rows would be sent again" in dry.out) == (4, True)
     assert clickhouse_server.execute(f"select count() from {clickhouse_database}.change_log").strip() == "97"
 
-    mended = replicator.command("verify", "--repair", "--json")
+    refused = replicator.command("verify", "--repair")
+    assert (refused.code, "add --yes" in refused.err) == (2, True)
+    mended = replicator.command("verify", "--repair", "--yes", "--json")
     assert (mended.code, mended.json["sent_rows"], mended.json["mismatches"]) == (0, 3, 0)
     assert replicator.command("verify").code == 0
     shown = replicator.command("status", "--json").json

@@ -1,0 +1,142 @@
+"""Long work that an operator asks the service for: verify, repair, replay, rebuild. Watched, and ended at its next step.
+
+Guarantees: of what would disturb one another only one runs at a time; a job's end, and why, can be asked for until the
+next one of its kind begins. Never holds up a stop for longer than one step.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from attrs import define, field
+
+from replicator.database import Database, Session
+from replicator.errors import ReplicatorError, UsageError
+from replicator.verify import Progress
+
+VERIFY, REPLAY, REBUILD = "verify", "replay", "rebuild"
+NOUNS = {VERIFY: "comparison", REPLAY: "replay", REBUILD: "rebuild"}
+BESIDE = {VERIFY: {REPLAY}, REPLAY: {VERIFY}, REBUILD: set[str]()}
+"""What may run beside a kind of job. A table that is being replaced can be neither compared nor sent to."""
+
+log = structlog.get_logger(__name__)
+
+
+class Cancelled(ReplicatorError):
+    """Somebody ended the job, or the service stops."""
+
+
+@define
+class Job:
+    """Work under way, and then its result."""
+
+    kind: str
+    id: str = field(factory=lambda: uuid.uuid4().hex[:12])
+    progress: Progress = field(factory=Progress)
+    state: str = "running"
+    result: dict[str, Any] | None = None
+    error: ReplicatorError | None = None
+    cancelled: bool = False
+    started_at: float = field(factory=time.time)
+
+    def as_json(self) -> dict[str, Any]:
+        error = self.error
+        return {
+            "id": self.id,
+            "state": self.state,
+            "what": self.progress.what,
+            "rows": self.progress.rows,
+            "rows_expected": self.progress.rows_expected,
+            "seconds": round(time.time() - self.started_at, 3),
+            "result": self.result,
+            "error": None if error is None else {"kind": error_kind(error), "message": error.message, "hint": error.hint},
+        }  # fmt: skip
+
+
+Work = Callable[[Session, Job], dict[str, Any]]
+"""What a job does, with a session of its own; it raises what goes wrong."""
+
+
+def error_kind(error: ReplicatorError) -> str:
+    """The error's name as the HTTP interface spells it."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower()
+
+
+@define
+class Jobs:
+    """The jobs of one service, whose loops need not be running."""
+
+    database: Database
+    stop: threading.Event
+    latest: dict[str, Job] = field(factory=dict)
+    _lock: threading.Lock = field(factory=threading.Lock)
+
+    def start(self, kind: str, work: Work) -> Job:
+        """Begin a job in a thread of its own. Raises UsageError while one runs that it would disturb."""
+        job = self._taken(kind)
+        threading.Thread(target=self._run, args=(job, work), name=f"{kind}-job", daemon=True).start()
+        return job
+
+    def run(self, kind: str, work: Work, watch: Callable[[Progress], None] = lambda _: None) -> dict[str, Any]:
+        """Do it here and now; ``watch`` is called as it goes on. Raises what it raises."""
+        job = self._taken(kind)
+        job.progress.watch = lambda: watch(job.progress)
+        self._run(job, work)
+        if job.error is not None:
+            raise job.error
+        assert job.result is not None
+        return job.result
+
+    def of(self, kind: str, job_id: str | None = None) -> Job:
+        """The latest of a kind; raises UsageError where it is not that one."""
+        job = self.latest.get(kind)
+        if job is None or (job_id is not None and job.id != job_id):
+            raise UsageError(f"there is no {NOUNS[kind]} {job_id or 'yet'}", code="not_found", hint="start one")
+        return job
+
+    def cancel(self, kind: str, job_id: str) -> Job:
+        job = self.of(kind, job_id)
+        job.cancelled = True
+        return job
+
+    def rest(self, job: Job, seconds: float) -> None:
+        """Between two steps of a job: wait so long. Raises Cancelled when it is to end."""
+        deadline = time.monotonic() + seconds
+        while not (job.cancelled or self.stop.is_set()):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            self.stop.wait(min(left, 0.5))
+        raise Cancelled(f"the {NOUNS[job.kind]} was cancelled" if job.cancelled else "the service stops")
+
+    def _taken(self, kind: str) -> Job:
+        with self._lock:
+            for other in self.latest.values():
+                if other.state == "running" and other.kind not in BESIDE[kind]:
+                    raise UsageError(
+                        f"a {NOUNS[other.kind]} is running already", hint="wait for it, or cancel it", code="busy"
+                    )
+            job = self.latest[kind] = Job(kind=kind)
+            return job
+
+    def _run(self, job: Job, work: Work) -> None:
+        session = self.database.session()
+        try:
+            job.progress.step = lambda _: self.rest(job, 0)
+            job.result = work(session, job)
+            job.state = "done"
+        except ReplicatorError as error:
+            job.error, job.state = error, "cancelled" if isinstance(error, Cancelled) else "failed"
+            log.warning("job_ended", job=job.kind, state=job.state, error=str(error))
+        except Exception as error:
+            message = f"the {NOUNS[job.kind]} failed: {error}"
+            job.error, job.state = ReplicatorError(message, hint="the service's log has more"), "failed"
+            log.exception("job_failed", job=job.kind)
+        finally:
+            session.close()
