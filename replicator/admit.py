@@ -15,12 +15,15 @@ from attrs import define, frozen
 
 from replicator.catalog import Catalog
 from replicator.database import Session, statement
-from replicator.decode import Decoded
+from replicator.decode import PAYLOAD_BYTES_MAX, Decoded
 from replicator.decode_parts import pack_row, rejection_table
 from replicator.payload import strict_json
 from replicator.schema import TableSchema, literal
 from replicator.shape import canonical_keys, plain_objects
 from replicator.typed import check_sql, misfits_sql
+
+MEMORY_SHARE = 32
+"""A payload of a declared table may take this part of DuckDB's memory (measured: a tenth fails, alone and in company)."""
 
 
 @frozen(kw_only=True)
@@ -42,13 +45,32 @@ class Admission:
         """The changes that may be logged, with their keys and schema versions, and every rejection."""
         if decoded.changes.num_rows == 0:
             return Admitted(changes=decoded.changes, rejections=decoded.rejections)
-        refused: dict[int, str] = {}
+        refused = self._too_large(decoded.changes)
         changes, doubtful = self._recognised(decoded.changes)
         if doubtful is not None:
-            changes = self._checked(changes, doubtful, refused)
+            changes = self._checked(changes, _less(doubtful, refused), refused)
         if not refused:
             return Admitted(changes=changes, rejections=decoded.rejections)
         return Admitted(changes=without(changes, refused), rejections=with_rejections(decoded, refused))
+
+    @property
+    def _bytes_max(self) -> int:
+        """The largest payload that DuckDB can take apart: it needs a multiple of that, and others need some too."""
+        memory_mb = self.session.database.memory_mb
+        return max(1 << 20, (memory_mb << 20) // MEMORY_SHARE) if memory_mb else PAYLOAD_BYTES_MAX
+
+    def _too_large(self, changes: pa.Table) -> dict[int, str]:
+        """Rows of declared tables that could never be typed within `cache_size_mb`, with the reason."""
+        sizes = _one(pc.binary_length(changes["payload"]))
+        if (pc.max(sizes).as_py() or 0) <= self._bytes_max:
+            return {}
+        declared = pc.is_in(changes["table_name"], pa.array(list(self.catalog.current), pa.string()))
+        large = pc.and_(pc.fill_null(pc.greater(sizes, self._bytes_max), False), _one(declared))
+        return {
+            row: f"the payload has {sizes[row].as_py()} bytes, over the {self._bytes_max} that [performance] "
+            f"cache_size_mb = {self.session.database.memory_mb} allows a declared table: raise it, then retry this entry"
+            for row in np.flatnonzero(large.to_numpy(False)).tolist()
+        }
 
     def _recognised(self, changes: pa.Table) -> tuple[pa.Table, pa.Array | None]:
         """The changes, those of usual shape under their keys and versions, and which rows are still to be checked."""
@@ -109,6 +131,13 @@ class Admission:
             refused[row] = f"{refused[row]}; {text}" if row in refused else text
         for row in rows:
             refused.setdefault(row, f"does not fit table {schema.name}")
+
+
+def _less(rows: pa.Array, refused: Mapping[int, str]) -> pa.Array:
+    """The mask without the refused rows."""
+    mask = rows.to_numpy(False).copy()
+    mask[list(refused)] = False
+    return pa.array(mask)
 
 
 def numbered(changes: pa.Table) -> pa.Table:

@@ -17,6 +17,7 @@ from replicator.admit import Admission, Admitted
 from replicator.catalog import Catalog
 from replicator.config import TableConfig
 from replicator.database import Database, DatabaseOptions
+from replicator.decode import Decoded
 from replicator.decode_parts import unpack_raw
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations" / "duckdb"
@@ -163,3 +164,28 @@ def test_whatever_is_admitted_is_json_by_the_standard(admission: Admission, data
 
 def refuse(constant: str) -> None:
     raise AssertionError(f"{constant} was admitted")
+
+
+# ── a large payload, little memory ──
+
+
+@pytest.fixture(scope="module")
+def cramped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Admission]:
+    """A declared table in 64 MB of memory."""
+    database = Database.open(DatabaseOptions(path=tmp_path_factory.mktemp("cramped") / "l", threads=1, memory_mb=64))
+    database.migrate(MIGRATIONS)
+    table = TableConfig(name="trades", stream="trades", key=("id",), columns={"id": "BIGINT", "note": "VARCHAR"})
+    yield Admission(session=database.session(), catalog=Catalog.open(database, [table], []))
+    database.close()
+
+
+def orders(*notes: str) -> Decoded:
+    return decoded(*({"data": json.dumps({"id": place, "note": note})} for place, note in enumerate(notes)))
+
+
+def test_a_payload_that_memory_does_not_allow_is_kept_aside_and_the_rest_goes_on(cramped: Admission) -> None:
+    found = cramped.admit(orders("a", "x" * 50_000_000, "b"))
+    assert found.changes["key"].to_pylist() == ["0", "2"]
+    (rejection,) = found.rejections.to_pylist()
+    assert "50000021 bytes, over the 2097152 that [performance] cache_size_mb = 64 allows" in rejection["reason"]
+    assert len(rejection["raw"]) > 50_000_000
