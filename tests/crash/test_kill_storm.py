@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from contract.fakes import wait_until
 from pipeline_room import PipelineRoom
-from storm import EngineKiller, Producer, audit, check_between, killed, settle, wait_for_traffic
+from storm_room import ORDERS, EngineKiller, Producer, audit, check_between, killed, settle, wait_for_traffic
 
 from replicator.embedded.clickhouse import ClickHouse
 from replicator.embedded.valkey import Valkey
@@ -33,16 +33,6 @@ FAILPOINTS = (
     "checkpoint.before",
     "checkpoint.after",
 )
-ORDERS = """
-[[tables]]
-name = "orders"
-stream = "orders"
-key = ["order_id"]
-[tables.columns]
-order_id = "VARCHAR"
-quantity = "BIGINT"
-price = "DECIMAL(18,2)"
-"""
 
 
 @pytest.fixture

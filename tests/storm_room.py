@@ -15,9 +15,20 @@ from multiprocessing.process import BaseProcess
 import redis
 from attrs import define, field
 from contract.fakes import wait_until
+from findings import Findings, compare
 from pipeline_room import PipelineRoom
 
 KEYS = 40
+ORDERS = """
+[[tables]]
+name = "orders"
+stream = "orders"
+key = ["order_id"]
+[tables.columns]
+order_id = "VARCHAR"
+quantity = "BIGINT"
+price = "DECIMAL(18,2)"
+"""
 
 
 @define
@@ -29,8 +40,10 @@ class Producer:
 
     room: PipelineRoom
     poison: int = 0
-    """How many trades are marked as what ClickHouse will refuse: one in ten, from the first."""
-    acknowledged: int = 0
+    """How many trades are marked as what ClickHouse will refuse: one in ``poison_every``, from the first."""
+    poison_every: int = 10
+    acknowledged: list[str] = field(factory=list)
+    """The ids of the entries that Redis answered for."""
     _stop: threading.Event = field(factory=threading.Event)
     _random: random.Random = field(factory=lambda: random.Random(7))
 
@@ -48,14 +61,12 @@ class Producer:
         number = 0
         while not self._stop.wait(0.01):
             number += 1
-            try:
-                self._add_some(number)
-            except redis.RedisError:
-                continue  # it is down; producers go on trying
-            self.acknowledged += 1
+            with contextlib.suppress(redis.RedisError):  # it is down; producers go on trying
+                self.acknowledged += self._add_some(number)
 
-    def _add_some(self, number: int) -> None:
-        mark = "poison" if number % 10 == 5 and number < 10 * self.poison else ""
+    def _add_some(self, number: int) -> list[str]:
+        poisoned = number % self.poison_every == self.poison_every // 2 and number < self.poison_every * self.poison
+        mark = "poison" if poisoned else ""
         pipe = self.room.source.pipeline(transaction=False)
         pipe.xadd("trades", {"data": json.dumps({"n": number, "mark": mark})})
         key = f"O{self._random.randrange(KEYS)}"
@@ -63,7 +74,7 @@ class Producer:
             pipe.xadd("orders", {"op": "d", "data": json.dumps({"order_id": key})})
         else:
             pipe.xadd("orders", {"data": json.dumps({"order_id": key, "quantity": number, "price": f"{number}.25"})})
-        pipe.execute()
+        return [entry_id.decode() for entry_id in pipe.execute()]
 
 
 def killed(process: BaseProcess, seconds: float) -> bool:
@@ -77,35 +88,22 @@ def killed(process: BaseProcess, seconds: float) -> bool:
     return by_itself
 
 
-def settle(room: PipelineRoom) -> None:
+def settle(room: PipelineRoom, seconds: float = 60) -> None:
     """Run the service without faults until all that is in Redis is in ClickHouse, and stop it in order."""
     with room.running() as service:
-        room.wait_delivered(service, 60)
+        room.wait_delivered(service, seconds)
 
 
-def audit(room: PipelineRoom, parked: set[int] | None = None) -> None:
+def audit(room: PipelineRoom, parked: set[int] | None = None) -> Findings:
     """Producer, log and sink agree: count, order, content, physical rows, ledger, and current rows by an own fold."""
+    found = compare(room)
+    assert found.clean, found
+    assert found.physical_duplicates == 0
     with room.file() as session:
-        room.check_log(session, "trades")
-        room.check_promise_three(session)
-        room.check_sink(session, parked or set())
-        orders = session.rows(
-            "select log_offset, version, entry_id from change_log where table_name = 'orders' order by log_offset"
-        )
-        entries = [id_.decode() for id_, _ in room.source.xrange("orders")]
-        assert [entry for _, _, entry in orders] == entries
-        held = room.sink_rows("select _offset, _version, _entry_id from {db}.orders_log order by _offset")
-        assert [(int(o), int(v), e) for o, v, e in held] == orders, "orders_log, physically"
-        assert session.rows("select entries_read from stream_positions where stream = 'orders'") == [(len(entries),)]
-    expected: dict[str, tuple[int, str]] = {}
-    for _, fields in room.source.xrange("orders"):
-        row = json.loads(fields[b"data"])
-        if fields.get(b"op") == b"d":
-            expected.pop(row["order_id"], None)
-        else:
-            expected[row["order_id"]] = (row["quantity"], row["price"])
-    rows = room.sink_rows("select order_id, quantity, toString(price) from {db}.orders order by 1")
-    assert {key: (int(quantity), price) for key, quantity, price in rows} == expected
+        assert {o for (o,) in session.rows("select log_offset from parked_changes")} == (parked or set())
+        read = dict(session.rows("select stream, entries_read from stream_positions"))
+    assert read == {stream: room.source.xlen(stream) for stream in room.streams}
+    return found
 
 
 def check_between(room: PipelineRoom) -> None:
