@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +16,11 @@ from ops.bench import report
 from ops.bench.case import CASES
 from ops.bench.meter import Sample
 from ops.bench.ours import fill_log
-from ops.bench.room import Room
+from ops.bench.room import ROOT, Room, measure, template
+from ops.bench.targets import targets
 from ops.bench.workload import fill
 from replicator.embedded.stack import Stack
 
-ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_CASES = ("drain", "capture", "append", "insert", "deliver")
 FROM_LOG = ("append", "insert", "deliver")
 
@@ -45,13 +43,13 @@ def main(cases: Sequence[str], rows: int, rounds: int, encoding: str, typed: boo
     with tempfile.TemporaryDirectory(prefix="bench") as temporary:
         directory = Path(temporary)
         with Stack(directory=directory / "stack") as stack:
-            room = _room(stack, directory, rows, encoding, typed)
+            room = evolve(template(stack, directory), rows=rows, encoding=encoding, typed=typed)
             fill(room.redis_url, room.stream, encoding, rows)
             if any(case.partition(":")[0] in FROM_LOG for case in chosen):
-                room = evolve(room, log_template=_template(room))
+                room = evolve(room, log_template=_filled_log(room))
             samples: dict[str, list[Sample]] = {}
             for each in _runs(room, chosen, rounds):
-                sample = _measure(each)
+                sample = measure(each)
                 samples.setdefault(_label(each, chosen), []).append(sample)
                 console.print(f"{each.name}: {sample.rate:,.0f}/s, {sample.per_million(sample.cpu_seconds):.2f} s/M")
     whole = _whole(room, rounds, samples, name or f"{encoding}-{'typed' if typed else 'generic'}-{'-'.join(chosen)}")
@@ -60,24 +58,7 @@ def main(cases: Sequence[str], rows: int, rounds: int, encoding: str, typed: boo
         console.print(f"written to {report.save(whole, Path(__file__).parent / 'results').relative_to(ROOT)}")
 
 
-def _room(stack: Stack, directory: Path, rows: int, encoding: str, typed: bool) -> Room:
-    ends = stack.endpoints
-    return Room(
-        name="template",
-        case="capture",
-        directory=directory / "template",
-        redis_url=ends.redis_url,
-        endpoint=ends.clickhouse_endpoint,
-        user=ends.user,
-        password=ends.password,
-        servers={"redis": stack.redis.pid, "clickhouse": stack.clickhouse.pid},
-        encoding=encoding,
-        typed=typed,
-        rows=rows,
-    )
-
-
-def _template(room: Room) -> str:
+def _filled_log(room: Room) -> str:
     room.directory.mkdir(parents=True)
     return str(fill_log(room))
 
@@ -98,16 +79,6 @@ def _label(room: Room, chosen: Sequence[str]) -> str:
     return label if room.encoding == "json" else f"{label} {room.encoding}"
 
 
-def _measure(room: Room) -> Sample:
-    """In a fresh process, so that memory is its own and nothing is warm that would not be."""
-    result = room.directory.with_suffix(".json")
-    command = [sys.executable, "-m", "ops.bench.case", json.dumps(room.as_dict()), str(result)]
-    finished = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
-    if finished.returncode:
-        raise click.ClickException(f"{room.name} failed:\n{finished.stderr[-3000:]}")
-    return Sample(**json.loads(result.read_text()))
-
-
 def _whole(room: Room, rounds: int, samples: Mapping[str, Sequence[Sample]], name: str) -> dict[str, Any]:
     return {
         "name": name,
@@ -123,4 +94,6 @@ def _whole(room: Room, rounds: int, samples: Mapping[str, Sequence[Sample]], nam
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["targets"]:
+        targets(sys.argv[2:])
     main()

@@ -1,4 +1,4 @@
-"""One case, once, in a process of its own: ``python -m ops.bench.case '<the room as JSON>'`` prints its sample."""
+"""One case, once, in a process of its own: ``python -m ops.bench.case '<the room as JSON>' <where to>`` writes its sample."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ops.bench import baseline, limits, ours
+from ops.bench import baseline, large, limits, live, ours
 from ops.bench.meter import Sample
 from ops.bench.room import Room
 
@@ -19,6 +19,11 @@ CASES: Mapping[str, Callable[[Room], Sample]] = {
     "deliver": ours.deliver,
     "end_to_end": ours.end_to_end,
     "handwritten": baseline.handwritten,
+    "latency": live.latency,
+    "idle": live.idle,
+    "beside": large.beside,
+    "start": large.start,
+    "backlog": large.backlog,
 }
 
 

@@ -11,22 +11,25 @@ from pathlib import Path
 
 import pyarrow as pa
 import structlog
+from attrs import evolve
 
 from ops.bench.meter import Meter, Sample
 from ops.bench.room import Room
 from replicator.model import GENERIC_LANE, OffsetRange
 from replicator.service import Service, prepare_sink
 from replicator.sink import ClickHouseSink
+from replicator.state import applied_offset
+from replicator.upkeep import FOLD_OFFSETS
 
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.1
 PATIENCE_SECONDS = 300
 
 
 def capture(room: Room) -> Sample:
     """Redis to the log, durable, DuckDB's checkpoint charged."""
-    with _service(room) as service, Meter(room.servers) as meter:
-        with _running(service, service.capture_all) as alive:
-            _wait(lambda: service.progress.changes_appended >= room.rows, alive)
+    with opened(room) as service, Meter(room.servers) as meter:
+        with looping(service, service.capture_all) as alive:
+            wait(lambda: service.progress.changes_appended >= room.rows, alive)
         service.database.session().execute("checkpoint")
     return meter.sample(room.rows, commits=service.progress.commits)
 
@@ -34,26 +37,39 @@ def capture(room: Room) -> Sample:
 def deliver(room: Room) -> Sample:
     """The log to ClickHouse, from a log that holds the changes already."""
     shutil.copyfile(room.log_template, room.database_path)
-    with _service(room) as service:
+    with opened(room) as service:
         service.ownership.acquire(service.stop)
         prepare_sink(service.sink, service.catalog)
         head = service.changelog.head
         with Meter(room.servers) as meter:
             service.progress.release(head)
-            with _running(service, service.deliver.run) as alive:
-                _wait(lambda: service.deliver.checkpoint >= head and service.deliver.scanned >= head, alive)
+            with looping(service, service.deliver.run) as alive:
+                wait(lambda: service.deliver.checkpoint >= head and service.deliver.scanned >= head, alive)
         return meter.sample(head, batches=service.deliver.delivered_batches)
 
 
 def end_to_end(room: Room) -> Sample:
-    """Redis to ClickHouse with both loops at once, from a full stream."""
-    with _service(room) as service:
+    """Redis to ClickHouse with both loops at once, from a full stream: until all is delivered, the folding charged."""
+    with opened(room) as service:
         prepare_sink(service.sink, service.catalog)
         with Meter(room.servers) as meter:
+            began = time.perf_counter()
             service.start()
-            _wait(lambda: service.deliver.checkpoint >= room.rows, lambda: service.fatal is None)
+            wait(lambda: service.deliver.checkpoint >= room.rows, lambda: service.fatal is None)
+            seconds = time.perf_counter() - began
+            wait(lambda: _folded(service), lambda: service.fatal is None)
             service.shut_down()
-        return meter.sample(room.rows, commits=service.progress.commits, batches=service.deliver.delivered_batches)
+        counts = {"commits": service.progress.commits, "batches": service.deliver.delivered_batches}
+        return evolve(meter.sample(room.rows, **counts), seconds=seconds)
+
+
+def _folded(service: Service) -> bool:
+    """Whether no table has more left to fold than is left when all is calm."""
+    session, head = service.database.session(), service.changelog.head
+    try:
+        return all(head - applied_offset(session, table) < FOLD_OFFSETS for table in service.catalog.current)
+    finally:
+        session.close()
 
 
 def fill_log(room: Room) -> Path:
@@ -65,14 +81,14 @@ def fill_log(room: Room) -> Path:
 def log_changes(room: Room) -> pa.Table:
     """All changes of the template log as Arrow, in memory."""
     shutil.copyfile(room.log_template, room.database_path)
-    with _service(room) as service:
+    with opened(room) as service:
         return service.database.session().arrow("from change_log order by log_offset")
 
 
 def ready_batches(room: Room) -> tuple[ClickHouseSink, str, list[pa.Table]]:
     """What deliver would send for the template log, and a sink to send it to; the caller closes the sink."""
     shutil.copyfile(room.log_template, room.database_path)
-    with _service(room) as service:
+    with opened(room) as service:
         prepare_sink(service.sink, service.catalog)
         lane = service.catalog.lane(*_lane_of(service))
         batches = []
@@ -91,7 +107,8 @@ def _lane_of(service: Service) -> tuple[str, int]:
 
 
 @contextmanager
-def _service(room: Room) -> Iterator[Service]:
+def opened(room: Room) -> Iterator[Service]:
+    """All the parts, none of them running."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30))
     service = Service.build(room.settings())
     try:
@@ -102,7 +119,7 @@ def _service(room: Room) -> Iterator[Service]:
 
 
 @contextmanager
-def _running(service: Service, loop: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+def looping(service: Service, loop: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     """One loop alone, with the lease it needs."""
     thread = threading.Thread(target=loop, name="loop", daemon=True)
     owner = threading.Thread(target=service.ownership.run, args=(service.stop,), name="owner", daemon=True)
@@ -117,9 +134,16 @@ def _running(service: Service, loop: Callable[[], None]) -> Iterator[Callable[[]
         owner.join()
 
 
-def _wait(done: Callable[[], bool], alive: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
+def wait(
+    done: Callable[[], bool],
+    alive: Callable[[], bool],
+    *,
+    poll_seconds: float = POLL_SECONDS,
+    seconds: float = PATIENCE_SECONDS,
+) -> None:
+    """Until it is done; an error where the loop has ended, or it takes too long."""
+    deadline = time.monotonic() + seconds
     while not done():
         if not alive() or time.monotonic() > deadline:
             raise SystemExit("the loop ended, or took too long, before everything was through")
-        time.sleep(POLL_SECONDS)
+        time.sleep(poll_seconds)

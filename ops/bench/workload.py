@@ -36,7 +36,8 @@ def trade(n: int) -> tuple[str, str, str, str, int, str]:
     )
 
 
-def _json_fields(n: int) -> Sequence[bytes]:
+def trade_fields(n: int) -> Sequence[bytes]:
+    """The n-th trade as an entry of the json encoding."""
     trade_id, symbol, venue, price, quantity, at = trade(n)
     text = (
         f'{{"trade_id":"{trade_id}","symbol":"{symbol}","venue":"{venue}",'
@@ -64,7 +65,7 @@ def entries(encoding: str, rows: int) -> Iterator[Sequence[bytes]]:
         for first in range(0, rows, ARROW_ROWS):
             yield _arrow_fields(first, min(ARROW_ROWS, rows - first))
         return
-    fields = _json_fields if encoding == "json" else _flat_fields
+    fields = trade_fields if encoding == "json" else _flat_fields
     for n in range(rows):
         yield fields(n)
 
@@ -75,7 +76,7 @@ def fill(url: str, stream: str, encoding: str, rows: int) -> None:
     connection = client.connection_pool.get_connection()
     waiting: list[bytes] = []
     for fields in entries(encoding, rows):
-        waiting.append(_packed([b"XADD", stream.encode(), b"*", *fields]))
+        waiting.append(packed([b"XADD", stream.encode(), b"*", *fields]))
         if len(waiting) >= (FILL if encoding != "arrow" else 20):
             _send(connection, waiting)
             waiting = []
@@ -85,7 +86,8 @@ def fill(url: str, stream: str, encoding: str, rows: int) -> None:
     client.close()
 
 
-def _packed(parts: Sequence[bytes]) -> bytes:
+def packed(parts: Sequence[bytes]) -> bytes:
+    """A command as Redis reads it."""
     return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
 
 
