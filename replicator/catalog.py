@@ -130,6 +130,11 @@ class Catalog:
         for schema in schemas:
             self._versions[schema.name, schema.schema_version] = schema
 
+    @property
+    def tables_seen(self) -> list[str]:
+        """Every table that was ever declared."""
+        return sorted({name for name, _ in list(self._versions)})
+
     def history(self, table: str) -> list[TableSchema]:
         """The table's schemas, oldest first."""
         return [self._versions[key] for key in sorted(self._versions) if key[0] == table]

@@ -6,7 +6,9 @@ with the streams' positions and the rejected entries; nothing burns an offset. N
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 
 import numpy as np
@@ -46,6 +48,31 @@ class Append:
 
 
 @define
+class Pins:
+    """Who reads the log in several steps, while nothing of it may be deleted."""
+
+    _held: list[str] = field(factory=list)
+    _lock: threading.Lock = field(factory=threading.Lock)
+
+    @contextmanager
+    def hold(self, who: str) -> Iterator[None]:
+        """Waits for a deletion under way, never for another reader."""
+        with self._lock:
+            self._held.append(who)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held.remove(who)
+
+    @contextmanager
+    def unless_held(self) -> Iterator[str | None]:
+        """Who holds it; where that is nobody, nobody can until the end of the block."""
+        with self._lock:
+            yield self._held[0] if self._held else None
+
+
+@define
 class ChangeLog:
     """The log's writer and reader. One thread appends; any thread may read with a session of its own."""
 
@@ -53,18 +80,21 @@ class ChangeLog:
     timeline: int
     head: int = field(default=0)
     """The last offset that is durable."""
+    oldest: int = field(default=1)
+    """The first offset that it still holds; one above the head where it holds none."""
+    pins: Pins = field(factory=Pins)
 
     @classmethod
     def open(cls, database: Database) -> ChangeLog:
         """Attach to the file's log. Raises LogCorrupt when its offsets have a hole at the end."""
         session = database.session()
-        timeline, head = _ends(session)
+        timeline, head, oldest = _ends(session)
         session.close()
-        return cls(database=database, timeline=timeline, head=head)
+        return cls(database=database, timeline=timeline, head=head, oldest=oldest)
 
     def reread(self, session: Session) -> None:
         """Ask the file where the log ends: a commit that failed may be durable all the same. Raises as `open` does."""
-        self.timeline, self.head = _ends(session)
+        self.timeline, self.head, self.oldest = _ends(session)
 
     def append(
         self,
@@ -112,15 +142,15 @@ class ChangeLog:
         return {row[0]: _position(row) for row in session.rows(statement("changelog/positions"))}
 
 
-def _ends(session: Session) -> tuple[int, int]:
-    """The timeline and the head. Raises LogCorrupt when the last offsets have a hole, or one of them stands twice."""
-    timeline, head, rows, tail_first = session.row(statement("changelog/ends")) or (1, 0, 0, 0)
+def _ends(session: Session) -> tuple[int, int, int]:
+    """The timeline, the head and the first offset. Raises LogCorrupt when the last offsets have a hole, or one of them stands twice."""
+    timeline, head, rows, tail_first, oldest = session.row(statement("changelog/ends")) or (1, 0, 0, 0, 1)
     if head and rows != head - tail_first + 1:
         raise LogCorrupt(
             f"the log holds {rows} changes in offsets {tail_first}..{head}",
             hint="keep the file and rebuild it with `replicator restore`",
         )
-    return int(timeline), int(head)
+    return int(timeline), int(head), int(oldest)
 
 
 def store_positions(session: Session, positions: Iterable[StreamPosition], at: datetime) -> None:

@@ -129,6 +129,8 @@ class Worker:
     stop: Event
     ensure: Callable[[Lane], None] = lambda _: None
     """Makes the lane's tables where that is still to be done, and sees that they are as they should be."""
+    oldest: Callable[[], int] = lambda: 1
+    """The first offset that the log still holds."""
     _local: local = field(factory=local, init=False)
 
     def _session(self) -> Session:
@@ -165,7 +167,8 @@ class Worker:
         where = {"first": offsets.first, "last": offsets.last}
         batches: list[pa.RecordBatch] = []
         size = 0
-        with self._session().reader(lane.batch_sql, where, READ_ROWS) as reader:
+        sql = lane.batch_sql if offsets.first >= self.oldest() else lane.batch_sql_with_copies()
+        with self._session().reader(sql, where, READ_ROWS) as reader:
             for batch in reader:
                 batches.append(batch)
                 size += batch.nbytes

@@ -27,6 +27,7 @@ NAMES = (
     "park.after",
     "redrive.after_send",
     "fold.inside",
+    "retention.inside",
     "migration.inside",
     "alter.inside",
     "replay.after_send",

@@ -40,6 +40,10 @@ class Lane:
     schema_version: int = 0
     state_check: str = ""
 
+    def batch_sql_with_copies(self) -> str:
+        """``batch_sql`` for a range of which retention has left only the copies of parked changes."""
+        return self.batch_sql.replace("from change_log where", f"from {_LOGGED_OR_PARKED} where")
+
     def held_sql(self) -> str:
         """The ClickHouse query for what a range holds: count, sum and xor of row hashes."""
         return (
@@ -79,6 +83,10 @@ def generic_lane() -> Lane:
     )
 
 
+_LOGGED_OR_PARKED = (
+    "(from change_log union all by name select * exclude (failed_sync_id) from parked_changes "
+    "where log_offset < (select min(log_offset) from change_log) qualify row_number() over (partition by log_offset) = 1)"
+)
 _RANGE = "log_offset between $first and $last"
 
 

@@ -82,6 +82,10 @@ class Reconciler:
 
         Raises OwnershipLost where an empty file stands before a ledger, SinkUnavailable while the sink must be asked.
         """
+        with self.changelog.pins.hold("the comparison of both ends"):
+            self._check_log()
+
+    def _check_log(self) -> None:
         session = self.database.session()
         try:
             positions = self.changelog.positions(session)
@@ -152,6 +156,10 @@ class Reconciler:
 
         Raises LogCorrupt where it holds offsets that this log has given to other changes.
         """
+        with self.changelog.pins.hold("the comparison of both ends"):
+            self._check_sink()
+
+    def _check_sink(self) -> None:
         session = self.database.session()
         try:
             self.standing.await_stillness(self.stop)

@@ -115,7 +115,9 @@ class RunningService:
             http=HttpServer(settings=settings, instance_id=service.instance_id),
             operations=operations,
             tokens=tokens,
-            verification=Verification(service=service, jobs=Jobs(database=service.database, stop=service.stop)),
+            verification=Verification(
+                service=service, jobs=Jobs(database=service.database, stop=service.stop, pins=service.changelog.pins)
+            ),
         )
 
     def _measured(self) -> Metrics | None:

@@ -350,6 +350,7 @@ def _build_deliver(
             timeline=lambda: changelog.timeline,
             stop=stop,
             ensure=lambda lane: catalog.ensure(sink, lane),
+            oldest=lambda: changelog.oldest,
         ),
         recorder=Recorder(
             sink=sink,

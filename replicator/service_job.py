@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 from attrs import define, field
 
+from replicator.changelog import Pins
 from replicator.database import Database, Session
 from replicator.errors import ReplicatorError, UsageError
 from replicator.verify import Progress
@@ -74,6 +75,8 @@ class Jobs:
 
     database: Database
     stop: threading.Event
+    pins: Pins = field(factory=Pins)
+    """Those of the log: nothing of it is deleted while a job reads it."""
     latest: dict[str, Job] = field(factory=dict)
     _lock: threading.Lock = field(factory=threading.Lock)
 
@@ -126,6 +129,10 @@ class Jobs:
             return job
 
     def _run(self, job: Job, work: Work) -> None:
+        with self.pins.hold(f"the {NOUNS[job.kind]}"):
+            self._run_pinned(job, work)
+
+    def _run_pinned(self, job: Job, work: Work) -> None:
         session = self.database.session()
         try:
             job.progress.step = lambda _: self.rest(job, 0)

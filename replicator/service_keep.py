@@ -1,4 +1,4 @@
-"""What keeps the ends small, as the service runs it: the trimming of Redis.
+"""What keeps the ends small, as the service runs it: the trimming of Redis, the retention of the log.
 
 Guarantees: each is a loop of its own under the service's supervision; none of them runs without the lease.
 """
@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 
 from attrs import define
 
+from replicator.database import Session
+from replicator.retention import Limits, Retention
 from replicator.source_trim import StreamTrimming
-from replicator.status import TrimStatus
+from replicator.status import RetentionStatus, TrimStatus
+from replicator.status_file import read_last_verify
 from replicator.trim import Trim, Trimmer
 
 if TYPE_CHECKING:
@@ -23,19 +26,32 @@ class Keeping:
 
     service: Service
     trimmer: Trimmer
+    retention: Retention
 
     @classmethod
     def of(cls, service: Service) -> Keeping:
-        return cls(service=service, trimmer=_trimmer(service))
+        return cls(service=service, trimmer=_trimmer(service), retention=_retention(service))
 
     def trim_status(self) -> TrimStatus:
         trimmer = self.trimmer
         return TrimStatus(mode=str(trimmer.mode), entries=trimmer.entries_trimmed, held_by=trimmer.held_by)
 
+    def retention_status(self) -> RetentionStatus:
+        kept = self.retention
+        return RetentionStatus(
+            max_age_days=kept.limits.age_days,
+            max_bytes=kept.limits.bytes,
+            changes_deleted=kept.changes_deleted,
+            bytes_used=kept.bytes_used,
+            waits_for=kept.waits_for,
+        )
+
     def start(self) -> None:
         """Start what is configured."""
         if self.trimmer.mode is not Trim.NEVER:
             self.service.supervise("trim", self.trimmer.run)
+        if self.retention.limits.is_on:
+            self.service.supervise("retention", self.retention.run)
 
 
 def _trimmer(service: Service) -> Trimmer:
@@ -48,3 +64,27 @@ def _trimmer(service: Service) -> Trimmer:
         failed_table=service.ledger.failed_table,
         may_trim=service.ownership.check,
     )
+
+
+def _retention(service: Service) -> Retention:
+    limits, upkeep = service.settings.retention, service.upkeep
+
+    def want_folded(through: int) -> None:
+        upkeep.wanted_through = max(upkeep.wanted_through, through)
+
+    return Retention(
+        limits=Limits(age_days=limits.max_age_days, bytes=limits.max_bytes),
+        changelog=service.changelog,
+        catalog=service.catalog,
+        source=service.source,
+        stop=service.stop,
+        failed_table=service.ledger.failed_table,
+        verified=lambda session: _verified(service, session),
+        want_folded=want_folded,
+        may_delete=service.ownership.check,
+    )
+
+
+def _verified(service: Service, session: Session) -> dict[str, int] | None:
+    """How far each lane was found equal, where comparisons are scheduled."""
+    return dict(read_last_verify(session).get("through", {})) if service.settings.verify.interval_sec else None

@@ -111,6 +111,8 @@ class Verification:
         at = report.finished_at.replace(tzinfo=UTC).timestamp()
         success = before.get("success_at") if report.mismatches else at
         told = {"at": at, "mismatches": report.mismatches, "rows": report.rows, "success_at": success}
+        reached = {t.table: t.offsets.last for t in report.tables if t.offsets} if not report.mismatches else {}
+        told["through"] = before.get("through", {}) | reached
         with session.transaction():
             session.execute("delete from meta where key = ?", [VERIFY_LAST])
             session.execute("insert into meta values (?, ?)", [VERIFY_LAST, json.dumps(told)])

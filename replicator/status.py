@@ -37,6 +37,7 @@ class StreamStatus:
 
 @frozen(kw_only=True)
 class LogStatus:
+    oldest_offset: int | None = None
     head_offset: int | None = None
     changes: int | None = None
     bytes: int | None = None
@@ -98,6 +99,17 @@ class TrimStatus:
     mode: str | None = None
     entries: int | None = None
     held_by: Mapping[str, str] = field(factory=dict)
+
+
+@frozen(kw_only=True)
+class RetentionStatus:
+    """Of the log. ``waits_for`` says why it holds more than the limits ask for."""
+
+    max_age_days: float | None = None
+    max_bytes: int | None = None
+    changes_deleted: int | None = None
+    bytes_used: int | None = None
+    waits_for: str | None = None
 
 
 @frozen(kw_only=True)
@@ -176,6 +188,7 @@ class StatusReport:
     rejected_entries: RejectedStatus = field(factory=RejectedStatus)
     gaps: GapStatus = field(factory=GapStatus)
     verify: VerifyStatus = field(factory=VerifyStatus)
+    retention: RetentionStatus = field(factory=RetentionStatus)
     trim: TrimStatus = field(factory=TrimStatus)
     runway: Runway = field(factory=Runway)
     rates: Rates = field(factory=Rates)

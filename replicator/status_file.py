@@ -99,7 +99,7 @@ def file_report(settings: Settings, database: Database) -> StatusReport:
     failed_table = quote(settings.writer.error_handling.failed_sync_table)
     records, lanes = read_records(session, failed_table), read_lanes(session)
     head_row = session.row(statement("changelog/ends"))
-    head = head_row[1] if head_row else 0
+    head, oldest = (head_row[1], head_row[4]) if head_row else (0, 1)
     positions = {row[0]: row for row in session.rows(statement("changelog/positions"))}
     instance = session.row("select value from meta where key = 'instance_id'")
     verified = verify_status(session)
@@ -112,7 +112,7 @@ def file_report(settings: Settings, database: Database) -> StatusReport:
         instance_id=instance[0] if instance else None,
         database=str(settings.writer.database.path),
         streams=[_stream(name, positions.get(name)) for name in sorted({*positions, *settings.redis.streams})],
-        log=LogStatus(head_offset=head, changes=records.changes, bytes=database.size_bytes()),
+        log=LogStatus(oldest_offset=oldest, head_offset=head, changes=records.changes, bytes=database.size_bytes()),
         sink=SinkStatus(checkpoint_offset=checkpoint),
         tables=[
             TableStatus(

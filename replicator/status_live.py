@@ -30,6 +30,7 @@ from replicator.status import (
     SinkStatus,
     State,
     StatusReport,
+    StreamStatus,
     TableStatus,
     Totals,
     with_lag,
@@ -44,7 +45,7 @@ from replicator.status_file import (
     stream_status,
     verify_status,
 )
-from replicator.status_probe import Probe, backlog_entries, engine_status
+from replicator.status_probe import Probe, RedisFacts, backlog_entries, engine_status
 from replicator.status_stall import Stall
 
 if TYPE_CHECKING:
@@ -145,10 +146,7 @@ def _collect(service: Service, probe: Probe, samples: tuple[Sample, ...], stall:
     confirmed = probe.clickhouse.confirmed if probe.clickhouse and not probe.clickhouse.error else None
     clock = time.monotonic()
     redis_facts = probe.redis
-    redis_streams = redis_facts.streams if redis_facts and not redis_facts.error else {}
     path = service.settings.writer.database.path
-    streams = sorted({*service.catalog.routes.streams, *service.progress.positions})
-    positions = service.progress.positions
     report = StatusReport(
         pipeline=service.settings.pipeline.name,
         running=True,
@@ -157,11 +155,8 @@ def _collect(service: Service, probe: Probe, samples: tuple[Sample, ...], stall:
         pid=os.getpid(),
         uptime_seconds=time.time() - service.started_at,
         database=str(path),
-        streams=[
-            stream_status(name, positions.get(name), backlog_entries(positions.get(name), redis_streams.get(name)))
-            for name in streams
-        ],
-        log=LogStatus(head_offset=head, changes=records.changes, bytes=samples[-1].log_bytes),
+        streams=_streams(service, redis_facts),
+        log=_log(service, head, records, samples[-1].log_bytes),
         sink=SinkStatus(
             checkpoint_offset=checkpoint,
             confirmed_offset=_confirmed(confirmed, delivered, checkpoint),
@@ -172,6 +167,7 @@ def _collect(service: Service, probe: Probe, samples: tuple[Sample, ...], stall:
         rejected_entries=records.rejected,
         gaps=records.gaps,
         verify=verified,
+        retention=service.keeping.retention_status(),
         trim=service.keeping.trim_status(),
         rates=_rates(samples),
         totals=_totals(service),
@@ -200,6 +196,18 @@ def _with_stalls(report: StatusReport, stall: Stall, lanes: Sequence[LaneStandin
         streams=stall.streams(report.streams, paused=waits, clock=clock),
         tables=stall.tables(report.tables, due, clock=clock),
     )
+
+
+def _log(service: Service, head: int, records: Records, size: int) -> LogStatus:
+    return LogStatus(oldest_offset=service.changelog.oldest, head_offset=head, changes=records.changes, bytes=size)
+
+
+def _streams(service: Service, facts: RedisFacts | None) -> list[StreamStatus]:
+    positions, described = service.progress.positions, facts.streams if facts and not facts.error else {}
+    return [
+        stream_status(name, positions.get(name), backlog_entries(positions.get(name), described.get(name)))
+        for name in sorted({*service.catalog.routes.streams, *positions})
+    ]
 
 
 # ── lanes ──

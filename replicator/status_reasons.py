@@ -20,6 +20,8 @@ HEARTBEAT_SECONDS_MAX = 30.0
 LAG_SECONDS_SLACK = 60.0
 """Delivery is behind when its oldest change waits this long beyond the interval it is given."""
 RUNWAY_SECONDS_MIN = 3600.0
+RETENTION_SLACK = 1.25
+"""How far above its limit the log may be before that is said."""
 STALLED_SECONDS_DEGRADED = 30.0
 STALLED_SECONDS_FAILED = 300.0
 """A stream or table of which nothing moved for so long, though it could have, is stuck: a heartbeat does not show it."""
@@ -62,6 +64,7 @@ class ReasonKind(StrEnum):
     BEHIND = "behind"
     DISK_LOW = "disk_low"
     DISK_FILLS = "disk_fills"
+    LOG_TOO_LARGE = "log_too_large"
     REDIS_FILLS = "redis_fills"
     PAUSED = "paused"
     REPORT_OLD = "report_old"
@@ -171,6 +174,10 @@ def _lag_reasons(report: StatusReport) -> Iterable[Reason]:
             "free some space, and it goes on by itself"
         )
         yield _failed(ReasonKind.DISK_LOW, text)
+    kept = report.retention
+    if kept.max_bytes and kept.waits_for and (kept.bytes_used or 0) > RETENTION_SLACK * kept.max_bytes:
+        text = f"the log uses {(kept.bytes_used or 0) / 1e6:,.0f} MB, above [retention] max_bytes: {kept.waits_for}"
+        yield _degraded(ReasonKind.LOG_TOO_LARGE, text)
     fills = (
         (ReasonKind.DISK_FILLS, "the disk of the database", runway.disk_seconds),
         (ReasonKind.REDIS_FILLS, "Redis' memory", runway.redis_seconds),

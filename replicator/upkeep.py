@@ -37,6 +37,8 @@ class Upkeep:
     catalog: Catalog
     progress: CaptureProgress
     stop: threading.Event
+    wanted_through: int = 0
+    """Up to where somebody needs the current rows folded soon."""
     may_grow: Callable[[], bool] = lambda: True
     """Whether the file may; while it may not, nothing is folded."""
     _commits: int = 0
@@ -63,7 +65,7 @@ class Upkeep:
 
     def _fold(self, schema: TableSchema, head: int, offsets_min: int) -> None:
         applied = applied_offset(self.session, schema.name)
-        while head - applied >= offsets_min and not self.stop.is_set():
+        while (head - applied >= offsets_min or applied < min(head, self.wanted_through)) and not self.stop.is_set():
             reached = fold(self.session, schema, head)
             log.debug("state_folded", table=schema.name, through=reached)
             if reached <= applied:

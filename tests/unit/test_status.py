@@ -155,7 +155,7 @@ def test_the_json_form_has_the_documented_fields_and_no_guess() -> None:
         "verify",
     }
     assert report.keys() >= wanted | {"runway"}
-    assert report["log"] == {"head_offset": None, "changes": None, "bytes": None}
+    assert report["log"] == {"oldest_offset": None, "head_offset": None, "changes": None, "bytes": None}
     sink = {"checkpoint_offset", "confirmed_offset", "lag_changes", "lag_seconds", "circuit"}
     assert report["sink"] == dict.fromkeys(sink)
     assert report["failed_syncs"]["open"] is None

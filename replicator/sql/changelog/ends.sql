@@ -1,4 +1,4 @@
--- The timeline, the head, and how many changes stand in the last hundred thousand offsets (to notice a hole).
+-- The timeline, the head, how many changes stand in the last hundred thousand offsets (to notice a hole), and the first.
 -- Where retention has left no change at all, the head is what was delivered: no offset is given twice.
 with passed as (
     select greatest(
@@ -10,11 +10,12 @@ ends as (
     select coalesce(newest, passed.head) as last_offset, coalesce(oldest, passed.head + 1) as first_offset from logged, passed
 ),
 tail as (
-    select last_offset, greatest(first_offset, last_offset - 100000) as tail_first from ends
+    select first_offset, last_offset, greatest(first_offset, last_offset - 100000) as tail_first from ends
 )
 select
     coalesce((select value::integer from meta where key = 'timeline'), 1),
     last_offset,
     (select count(*) from change_log where log_offset >= tail_first),
-    tail_first
+    tail_first,
+    first_offset
 from tail
