@@ -25,6 +25,7 @@ from replicator.config import Settings
 from replicator.errors import ConfigError, SourceUnavailable
 from replicator.meters import MeasuredLog, MeasuredSink, Metrics, resource
 from replicator.operations import Operations
+from replicator.page_feed import PageFeed
 from replicator.server import HttpServer
 from replicator.server_tokens import Tokens, ensure_tokens
 from replicator.service import Service, build_sink
@@ -66,9 +67,13 @@ class RunningService:
     verification: Verification
     metrics: Metrics | None = None
     tracing: Tracing | None = None
+    feed: PageFeed = field(init=False)
     _signals: set[int] = field(factory=set)
     _notified_at: float = 0.0
     _state_line: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        self.feed = PageFeed(running=self)
 
     @classmethod
     def build(cls, settings: Settings, reread: Callable[[], Settings]) -> RunningService:
@@ -182,6 +187,8 @@ class RunningService:
             service.supervise("clickhouse-probe", self.probe.run_clickhouse)
             service.supervise("watch", self.watch.run)
             service.supervise("verify", self.verification.run_scheduled)
+            service.supervise("page", self.feed.run)
+            service.supervise("page-rows", self.feed.rows.run)
             self.http.start(self.application)
             systemd.notify("READY=1")
             self._attend()

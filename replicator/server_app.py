@@ -46,7 +46,9 @@ STATUS_NAMES = {
     404: "not_found",
     405: "wrong_method",
     408: "too_slow",
+    406: "not_acceptable",
     413: "too_large",
+    503: "unavailable",
 }
 _ACTOR = re.compile(r"[^\w.@:+-]+")
 

@@ -34,6 +34,7 @@ HEADERS = (
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
 
 
@@ -62,7 +63,7 @@ class Guard:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        refusal = self._refusal(headers)
+        refusal = self._refusal(headers, opens_page=scope["path"] == "/" and scope["method"] == "GET")
         if refusal is not None:
             return await _answer(send, refusal)
 
@@ -75,7 +76,7 @@ class Guard:
         await self.app(scope, _limited(receive, self.body_bytes_max), send_with_headers)
         return None
 
-    def _refusal(self, headers: dict[bytes, str]) -> Refusal | None:
+    def _refusal(self, headers: dict[bytes, str], *, opens_page: bool) -> Refusal | None:
         host = headers.get(b"host", "")
         if is_loopback(self.host) and not _names_loopback(host):
             return Refusal(
@@ -85,7 +86,9 @@ class Guard:
                 hint="call it by 127.0.0.1",
             )
         origin = headers.get(b"origin")
-        cross_site = headers.get(b"sec-fetch-site", "none") not in ("none", "same-origin")
+        # A link to the page may stand anywhere: what it opens knows nothing before somebody has signed in.
+        follows_link = opens_page and headers.get(b"sec-fetch-mode") == "navigate"
+        cross_site = headers.get(b"sec-fetch-site", "none") not in ("none", "same-origin") and not follows_link
         if cross_site or (origin is not None and urlsplit_netloc(origin) != host):
             return Refusal(status=403, kind="cross_origin", message="calls from other origins are refused")
         length = headers.get(b"content-length", "0")
@@ -146,7 +149,8 @@ async def _answer(send: Send, refusal: Refusal) -> None:
 class GuardedProtocol(H11Protocol):
     """uvicorn's protocol with a bound on connections, and on how long one may stay silent before its first request.
 
-    Beyond the bound the connection that has been silent longest makes room, so that a crowd locks nobody out.
+    Beyond the bound the connection that has been silent longest makes room, so that a crowd locks nobody out. A
+    request finds in its scope's state what cuts its connection: closing would wait for a reader that does not read.
     """
 
     opened_at = 0.0
@@ -154,6 +158,7 @@ class GuardedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.opened_at = self.loop.time()
+        self.app_state = {**self.app_state, "abort": transport.abort}
         if len(self.connections) > CONNECTIONS_MAX:
             silent = [c for c in self.connections if isinstance(c, GuardedProtocol) and c.is_silent]
             min(silent, key=lambda c: c.opened_at).transport.abort()

@@ -113,6 +113,7 @@ class Verification:
         told = {"at": at, "mismatches": report.mismatches, "rows": report.rows, "success_at": success}
         reached = {t.table: t.offsets.last for t in report.tables if t.offsets} if not report.mismatches else {}
         told["through"] = before.get("through", {}) | reached
+        told["tables"] = {table.table: table.count for table in report.tables}
         with session.transaction():
             session.execute("delete from meta where key = ?", [VERIFY_LAST])
             session.execute("insert into meta values (?, ?)", [VERIFY_LAST, json.dumps(told)])

@@ -183,7 +183,8 @@ VERIFY_LAST = "verify_last"
 
 
 def read_last_verify(session: Session) -> dict[str, Any]:
-    """What is remembered of it: at, mismatches, rows, success_at (epoch seconds); empty when there was none."""
+    """What is remembered of it: at and success_at (epoch seconds), rows, mismatches, and these by table; empty when
+    there was none."""
     row = session.row("select value from meta where key = ?", [VERIFY_LAST])
     found: dict[str, Any] = json.loads(row[0]) if row else {}
     return found

@@ -28,7 +28,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "between": ("catalog", "admit", "dedup", "chunk", "readmit", "reread", "refetch", "pieces", "stream_watch", "standing", "log_return", "sink_return"),
     "loops": ("capture", "deliver", "upkeep", "reconcile", "verify", "repair", "replay", "trace", "trim", "retention"),
     "face": (
-        "embedded", "service", "status_file", "status_probe", "status_live", "query", "operations", "server", "client", "running",
+        "embedded", "service", "status_file", "status_probe", "status_live", "query", "operations", "page", "server", "client", "running",
         "systemd", "metrics", "meters", "tracing", "preflight", "db_manager", "produce", "demo", "cli", "__main__", "__init__",
     ),
 }  # fmt: skip

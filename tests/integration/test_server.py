@@ -7,9 +7,8 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-import redis
 from prometheus_client.parser import text_string_to_metric_families
-from replicator_process import Replicator, until
+from replicator_process import Replicator, running_alone, until
 
 from replicator.embedded.clickhouse import ClickHouse
 from replicator.embedded.valkey import Valkey
@@ -33,27 +32,10 @@ ERROR_FIELDS = {"kind", "message", "hint"}
 @pytest.fixture(scope="module")
 def service(_valkey: Valkey, _clickhouse: ClickHouse, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicator]:
     """One service for all of these tests: none of them may move it."""
-    _valkey.start()
-    _clickhouse.start()
-    with redis.Redis.from_url(_valkey.url) as client:
-        client.flushall()  # the pipeline belonged to another test's instance
-    environment = {
-        "REDIS_URL": _valkey.url,
-        "CLICKHOUSE_ENDPOINT": _clickhouse.endpoint,
-        "CLICKHOUSE_USER": _clickhouse.user,
-        "CLICKHOUSE_PASSWORD": _clickhouse.password,
-    }
-    _clickhouse.execute("create database if not exists test_server")
     directory = tmp_path_factory.mktemp("service")
-    with Replicator(
-        directory=directory, environment=environment, database="test_server", sections=SECTIONS
-    ) as replicator:
-        replicator.start()
+    with running_alone(directory, _valkey, _clickhouse, "test_server", sections=SECTIONS) as replicator:
         replicator.until_status(lambda r: r["sink"]["circuit"], "delivery has begun")
         yield replicator
-        assert replicator.stop() == 0, replicator.log_text
-        assert not replicator.events("request_failed")
-    _clickhouse.start().execute("drop database test_server sync")
 
 
 def refused(answer: object, status: int, kind: str) -> None:

@@ -31,7 +31,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_the_wheel_holds_everything_the_package_reads(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[0]) as wheel:
         held = set(wheel.namelist())
-    code = {p.relative_to(ROOT).as_posix() for p in (ROOT / "replicator").rglob("*") if p.suffix in (".py", ".sql")}
+    kinds = (".py", ".sql", ".html", ".js", ".css", ".svg", ".LICENSE")
+    code = {p.relative_to(ROOT).as_posix() for p in (ROOT / "replicator").rglob("*") if p.suffix in kinds}
     templates = {f"replicator/_config/{name}" for name in TEMPLATE_NAMES}
     migrations = {
         f"replicator/_migrations/{p.relative_to(ROOT / 'migrations').as_posix()}"

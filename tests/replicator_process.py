@@ -12,7 +12,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,10 @@ import redis
 import urllib3
 from attrs import define, field
 
-START_SECONDS = 30.0
+from replicator.embedded.clickhouse import ClickHouse
+from replicator.embedded.valkey import Valkey
+
+START_SECONDS = 90.0
 WAIT_SECONDS = 30.0
 KEPT_VARIABLES = ("PATH", "PYTHONPATH", "HOME", "TMPDIR", "LANG", "USER")
 
@@ -42,6 +46,31 @@ def add(source: redis.Redis, first: int, last: int, stream: str = "trades") -> N
     for number in range(first, last + 1):
         pipe.xadd(stream, {"data": json.dumps({"n": number})})
     pipe.execute()
+
+
+@contextmanager
+def running_alone(
+    directory: Path, valkey: Valkey, clickhouse: ClickHouse, database: str, **options: Any
+) -> Iterator[Replicator]:
+    """A service for the tests of one module, alone on the engines; it must end well, without a fault of ours."""
+    valkey.start()
+    clickhouse.start()
+    with redis.Redis.from_url(valkey.url) as client:
+        client.flushall()  # the pipeline belonged to another module's instance
+    environment = {
+        "REDIS_URL": valkey.url,
+        "CLICKHOUSE_ENDPOINT": clickhouse.endpoint,
+        "CLICKHOUSE_USER": clickhouse.user,
+        "CLICKHOUSE_PASSWORD": clickhouse.password,
+        **options.pop("environment", {}),
+    }
+    clickhouse.execute(f"create database if not exists {database}")
+    with Replicator(directory=directory, environment=environment, database=database, **options) as replicator:
+        replicator.start()
+        yield replicator
+        assert replicator.stop() == 0, replicator.log_text
+        assert not replicator.events("request_failed")
+    clickhouse.start().execute(f"drop database {database} sync")
 
 
 def free_port() -> int:
@@ -137,7 +166,7 @@ class Replicator:
     def stop(self) -> int:
         """SIGTERM; returns the exit code."""
         self.signal(signal.SIGTERM)
-        return self.wait()
+        return self.wait(60)
 
     def kill(self) -> None:
         """``kill -9``."""
