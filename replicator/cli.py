@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "query": ("replicator.cli_query", "query_command"),
     "state": ("replicator.cli_past", "state_command"),
     "trace": ("replicator.cli_past", "trace_command"),
+    "snapshot": ("replicator.cli_snapshot", "snapshot_command"),
     "verify": ("replicator.cli_verify", "verify_command"),
     "replay": ("replicator.cli_replay", "replay_command"),
     "pause": ("replicator.cli_deliver", "pause_command"),

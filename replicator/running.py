@@ -30,6 +30,7 @@ from replicator.server import HttpServer
 from replicator.server_tokens import Tokens, ensure_tokens
 from replicator.service import Service, build_sink
 from replicator.service_job import Jobs
+from replicator.service_snapshot import Snapshots
 from replicator.service_verify import Verification
 from replicator.status_live import Watch
 from replicator.status_probe import Probe
@@ -42,6 +43,7 @@ PARTS = (
     "replicator.server_page",
     "replicator.server_verify",
     "replicator.server_past",
+    "replicator.server_snapshot",
     "replicator.server_replay",
 )
 """Modules that add to the HTTP interface: ``make_router(running, doors)`` returns an APIRouter. Mounted where present."""
@@ -65,6 +67,7 @@ class RunningService:
     operations: Operations
     tokens: Tokens
     verification: Verification
+    snapshots: Snapshots
     metrics: Metrics | None = None
     tracing: Tracing | None = None
     feed: PageFeed = field(init=False)
@@ -111,6 +114,7 @@ class RunningService:
             tables=lambda: list(service.catalog.current),
             capture=service.capture,
         )
+        jobs = Jobs(database=service.database, stop=service.stop, pins=service.changelog.pins)
         return cls(
             settings=settings,
             reread=reread,
@@ -120,9 +124,8 @@ class RunningService:
             http=HttpServer(settings=settings, instance_id=service.instance_id),
             operations=operations,
             tokens=tokens,
-            verification=Verification(
-                service=service, jobs=Jobs(database=service.database, stop=service.stop, pins=service.changelog.pins)
-            ),
+            verification=Verification(service=service, jobs=jobs),
+            snapshots=Snapshots(service=service, jobs=jobs),
         )
 
     def _measured(self) -> Metrics | None:
@@ -189,6 +192,7 @@ class RunningService:
             service.supervise("verify", self.verification.run_scheduled)
             service.supervise("page", self.feed.run)
             service.supervise("page-rows", self.feed.rows.run)
+            service.supervise("snapshots", self.snapshots.run_scheduled)
             self.http.start(self.application)
             systemd.notify("READY=1")
             self._attend()

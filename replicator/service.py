@@ -44,6 +44,7 @@ from replicator.retry import Ladder
 from replicator.service_keep import Keeping
 from replicator.service_reconcile import build_reconciler, prepare_sink
 from replicator.sink import ClickHouseSink, SinkOptions
+from replicator.snapshot_files import MAKING
 from replicator.source import RedisSource, SourceOptions
 from replicator.upkeep import Upkeep
 
@@ -65,6 +66,7 @@ def open_database(settings: Settings, applied: Callable[[str], None] = lambda _:
         threads=profile.performance.max_threads,
         memory_mb=profile.performance.cache_size_mb,
         temp_directory=profile.performance.temp_directory,
+        attachable=settings.snapshots.directory.resolve() / MAKING,
     )
     database = Database.open(options)
     try:

@@ -21,9 +21,14 @@ from replicator.database import Database, Session
 from replicator.errors import ReplicatorError, UsageError
 from replicator.verify import Progress
 
-VERIFY, REPLAY, REBUILD = "verify", "replay", "rebuild"
-NOUNS = {VERIFY: "comparison", REPLAY: "replay", REBUILD: "rebuild"}
-BESIDE = {VERIFY: {REPLAY}, REPLAY: {VERIFY}, REBUILD: set[str]()}
+VERIFY, REPLAY, REBUILD, SNAPSHOT = "verify", "replay", "rebuild", "snapshot"
+NOUNS = {VERIFY: "comparison", REPLAY: "replay", REBUILD: "rebuild", SNAPSHOT: "snapshot"}
+BESIDE = {
+    VERIFY: {REPLAY, SNAPSHOT},
+    REPLAY: {VERIFY, SNAPSHOT},
+    REBUILD: {SNAPSHOT},
+    SNAPSHOT: {VERIFY, REPLAY, REBUILD},
+}
 """What may run beside a kind of job. A table that is being replaced can be neither compared nor sent to."""
 
 log = structlog.get_logger(__name__)

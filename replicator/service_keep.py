@@ -1,18 +1,21 @@
-"""What keeps the ends small, as the service runs it: the trimming of Redis, the retention of the log.
+"""What keeps the ends small, as the service runs it: the trimming of Redis, the retention of the log, and the snapshots.
 
 Guarantees: each is a loop of its own under the service's supervision; none of them runs without the lease.
 """
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from attrs import define
 
 from replicator.database import Session
 from replicator.retention import Limits, Retention
+from replicator.snapshot import SnapshotMaker
+from replicator.snapshot_files import SnapshotDirectory
 from replicator.source_trim import StreamTrimming
-from replicator.status import RetentionStatus, TrimStatus
+from replicator.status import RetentionStatus, SnapshotStatus, TrimStatus
 from replicator.status_file import read_last_verify
 from replicator.trim import Trim, Trimmer
 
@@ -27,10 +30,14 @@ class Keeping:
     service: Service
     trimmer: Trimmer
     retention: Retention
+    snapshots: SnapshotMaker
+    snapshot_error: str | None = None
 
     @classmethod
     def of(cls, service: Service) -> Keeping:
-        return cls(service=service, trimmer=_trimmer(service), retention=_retention(service))
+        return cls(
+            service=service, trimmer=_trimmer(service), retention=_retention(service), snapshots=_snapshots(service)
+        )
 
     def trim_status(self) -> TrimStatus:
         trimmer = self.trimmer
@@ -45,6 +52,12 @@ class Keeping:
             bytes_used=kept.bytes_used,
             waits_for=kept.waits_for,
         )
+
+    def snapshot_status(self) -> SnapshotStatus:
+        newest = next(iter(published := self.snapshots.directory.published()), None)
+        age = None if newest is None else max(0.0, time.time() - newest.taken_at.timestamp())
+        path = None if newest is None else str(newest.path)
+        return SnapshotStatus(newest=path, age_seconds=age, kept=len(published), error=self.snapshot_error)
 
     def start(self) -> None:
         """Start what is configured."""
@@ -88,3 +101,15 @@ def _retention(service: Service) -> Retention:
 def _verified(service: Service, session: Session) -> dict[str, int] | None:
     """How far each lane was found equal, where comparisons are scheduled."""
     return dict(read_last_verify(session).get("through", {})) if service.settings.verify.interval_sec else None
+
+
+def _snapshots(service: Service) -> SnapshotMaker:
+    settings = service.settings
+    directory = SnapshotDirectory(path=settings.snapshots.directory.resolve(), pipeline=settings.pipeline.name)
+    return SnapshotMaker(
+        changelog=service.changelog,
+        catalog=service.catalog,
+        directory=directory,
+        pipeline=settings.pipeline.name,
+        free_bytes_min=settings.retention.min_free_bytes,
+    )

@@ -113,6 +113,16 @@ class RetentionStatus:
 
 
 @frozen(kw_only=True)
+class SnapshotStatus:
+    """``error`` says why the last one on schedule was not taken."""
+
+    newest: str | None = None
+    age_seconds: float | None = None
+    kept: int | None = None
+    error: str | None = None
+
+
+@frozen(kw_only=True)
 class VerifyStatus:
     last_at: str | None = None
     mismatches: int | None = None
@@ -190,6 +200,7 @@ class StatusReport:
     verify: VerifyStatus = field(factory=VerifyStatus)
     retention: RetentionStatus = field(factory=RetentionStatus)
     trim: TrimStatus = field(factory=TrimStatus)
+    snapshots: SnapshotStatus = field(factory=SnapshotStatus)
     runway: Runway = field(factory=Runway)
     rates: Rates = field(factory=Rates)
     totals: Totals = field(factory=Totals)

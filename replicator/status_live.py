@@ -169,6 +169,7 @@ def _collect(service: Service, probe: Probe, samples: tuple[Sample, ...], stall:
         verify=verified,
         retention=service.keeping.retention_status(),
         trim=service.keeping.trim_status(),
+        snapshots=service.keeping.snapshot_status(),
         rates=_rates(samples),
         totals=_totals(service),
         redis=engine_status(redis_facts, clock=clock),

@@ -65,6 +65,7 @@ class ReasonKind(StrEnum):
     DISK_LOW = "disk_low"
     DISK_FILLS = "disk_fills"
     LOG_TOO_LARGE = "log_too_large"
+    SNAPSHOT_FAILED = "snapshot_failed"
     REDIS_FILLS = "redis_fills"
     PAUSED = "paused"
     REPORT_OLD = "report_old"
@@ -174,6 +175,10 @@ def _lag_reasons(report: StatusReport) -> Iterable[Reason]:
             "free some space, and it goes on by itself"
         )
         yield _failed(ReasonKind.DISK_LOW, text)
+    if report.snapshots.error:
+        yield _degraded(
+            ReasonKind.SNAPSHOT_FAILED, f"the snapshot that was due was not taken: {report.snapshots.error}"
+        )
     kept = report.retention
     if kept.max_bytes and kept.waits_for and (kept.bytes_used or 0) > RETENTION_SLACK * kept.max_bytes:
         text = f"the log uses {(kept.bytes_used or 0) / 1e6:,.0f} MB, above [retention] max_bytes: {kept.waits_for}"

@@ -274,6 +274,7 @@ class Snapshots:
     directory: Path = setting(checks.path(), consumer="snapshots", path=True)
     interval_sec: float = setting(_seconds, consumer="snapshots", default=0)
     keep: int = setting(checks.integer(1, 10_000), consumer="snapshots", default=3)
+    log_changes: int = setting(checks.integer(0, FAR), consumer="snapshots", default=0)
 
 
 @frozen(kw_only=True)
