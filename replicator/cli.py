@@ -46,6 +46,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "failed": ("replicator.cli_records", "failed_group"),
     "rejected": ("replicator.cli_records", "rejected_group"),
     "gaps": ("replicator.cli_records", "gaps_group"),
+    "doctor": ("replicator.cli_doctor", "doctor_command"),
     "actions": ("replicator.cli_records", "actions_command"),
 }
 """Every command, in the order of the help, and where it is: a module is loaded only when its command is used."""

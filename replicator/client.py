@@ -111,6 +111,18 @@ class Client:
         finally:
             answer.close()
 
+    def metrics(self) -> str:
+        """What `/metrics` says. Raises ServiceUnavailable."""
+        try:
+            answer = self._pool.request(
+                "GET", f"{self.url}/metrics", headers=self._headers("read"), timeout=self.timeout_seconds
+            )
+        except urllib3.exceptions.HTTPError as error:
+            raise self._silent(str(error)) from error
+        if answer.status != 200:
+            raise self._silent(f"/metrics answers {answer.status}")
+        return answer.data.decode()
+
     def _ask(
         self, method: str, path: str, role: str, body: dict[str, Any] | None, timeout_seconds: float | None = None
     ) -> Any:

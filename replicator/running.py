@@ -15,7 +15,7 @@ from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from attrs import define, evolve, field
@@ -35,8 +35,9 @@ from replicator.service_verify import Verification
 from replicator.status_live import Watch
 from replicator.status_probe import Probe
 from replicator.telemetry import set_level
-from replicator.tracing import Tracing
-from replicator.tracing_steps import attach
+
+if TYPE_CHECKING:
+    from replicator.tracing import Tracing
 
 PARTS = (
     "replicator.server_query",
@@ -45,6 +46,7 @@ PARTS = (
     "replicator.server_past",
     "replicator.server_snapshot",
     "replicator.server_replay",
+    "replicator.server_doctor",
 )
 """Modules that add to the HTTP interface: ``make_router(running, doors)`` returns an APIRouter. Mounted where present."""
 ATTEND_SECONDS = 0.2
@@ -152,6 +154,9 @@ class RunningService:
         endpoint = self.settings.telemetry.otlp_endpoint
         if not endpoint:
             return None
+        from replicator.tracing import Tracing  # noqa: PLC0415 - where nobody reads spans nothing of it is loaded
+        from replicator.tracing_steps import attach  # noqa: PLC0415
+
         about = resource(self.settings.pipeline.name, self.service.instance_id)
         tracing = Tracing.exporting(endpoint, about, self._group)
         attach(tracing, self.service)

@@ -7,6 +7,7 @@ import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import redis
@@ -21,6 +22,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(scope="session")
 def _valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    if image := os.environ.get("TEST_REDIS_IMAGE"):
+        from container_engines import ContainerRedis
+
+        with ContainerRedis(image=image) as server:
+            yield cast(Valkey, server)
+        return
     binary = os.environ.get("TEST_REDIS_BINARY")
     with Valkey(directory=tmp_path_factory.mktemp("redis"), binary=Path(binary) if binary else None) as server:
         yield server
@@ -43,7 +50,14 @@ def redis_url(redis_server: Valkey) -> str:
 
 @pytest.fixture(scope="session")
 def _clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]:
-    with ClickHouse(directory=tmp_path_factory.mktemp("clickhouse"), user="replicator", password="s3cret'%&") as server:
+    user, password = "replicator", "s3cret'%&"
+    if image := os.environ.get("TEST_CLICKHOUSE_IMAGE"):
+        from container_engines import ContainerClickHouse
+
+        with ContainerClickHouse(image=image, user=user, password=password) as server:
+            yield cast(ClickHouse, server)
+        return
+    with ClickHouse(directory=tmp_path_factory.mktemp("clickhouse"), user=user, password=password) as server:
         yield server
 
 

@@ -25,7 +25,7 @@ from replicator.embedded.clickhouse import ClickHouse
 from replicator.embedded.valkey import Valkey
 
 START_SECONDS = 90.0
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 KEPT_VARIABLES = ("PATH", "PYTHONPATH", "HOME", "TMPDIR", "LANG", "USER")
 
 

@@ -29,7 +29,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "loops": ("capture", "deliver", "upkeep", "reconcile", "verify", "repair", "replay", "trace", "trim", "retention", "snapshot"),
     "face": (
         "embedded", "service", "status_file", "status_probe", "status_live", "query", "operations", "page", "server", "client", "running",
-        "systemd", "metrics", "meters", "tracing", "preflight", "db_manager", "produce", "demo", "cli", "__main__", "__init__",
+        "systemd", "doctor", "metrics", "meters", "tracing", "preflight", "db_manager", "produce", "demo", "cli", "__main__", "__init__",
     ),
 }  # fmt: skip
 """Groups in the order of reading. A module imports from groups above its own; within an ORDERED group also from those

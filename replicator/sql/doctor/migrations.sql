@@ -1,0 +1,2 @@
+-- The applied migrations.
+select name, applied_at from schema_migrations order by name
