@@ -69,6 +69,8 @@ class CaptureProgress:
     id_conflicts: int = 0
     """Logged beside another content of the same idempotency key."""
     commits: int = 0
+    behind: bool = False
+    """Whether more entries were waiting when the last commit's were read."""
     heartbeat_at: float = field(factory=time.monotonic)
     positions: dict[str, StreamPosition] = field(factory=dict)
 
@@ -275,21 +277,22 @@ class Capture:
     def _collect(self, waiting: list[Chunk]) -> list[Chunk]:
         """Chunks to commit: what there is when calm, a row group (or as many bytes as are good) when behind."""
         deadline = time.monotonic() + GATHER_SECONDS_MAX
+        rows, size = sum(c.rows for c in waiting), sum(c.bytes for c in waiting)
         while not self.stop.is_set():
-            rows, size = sum(c.rows for c in waiting), sum(c.bytes for c in waiting)
             enough = rows >= ROW_GROUP_ROWS or size >= COMMIT_BYTES_MAX
             if waiting and (enough or not waiting[-1].more or time.monotonic() > deadline):
                 return waiting
             if self._reader_ended:
                 return waiting
             try:
-                item = self._chunks.get(timeout=0.1)
+                item = self._chunks.get(timeout=0.1 if waiting else BLOCK_SECONDS)
             except queue.Empty:
                 if not waiting:
                     return waiting
                 continue
             if isinstance(item, Chunk):
                 waiting = [*waiting, item]
+                rows, size = rows + item.rows, size + item.bytes
             else:
                 self._reader_ended, self._trouble = True, self._trouble or item
         return []
@@ -337,6 +340,7 @@ class Capture:
         p.changes_repeated += sum(chunk.repeated for chunk in chunks)
         p.id_conflicts += sum(chunk.conflicts for chunk in chunks)
         p.commits += 1
+        p.behind = bool(chunks) and chunks[-1].more
         p.positions = {**p.positions, **{chunk.end.stream: chunk.end for chunk in chunks}}
         changes, rejected = append.changes.num_rows, append.rejections.num_rows
         if changes or rejected:

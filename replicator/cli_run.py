@@ -10,6 +10,7 @@ import click
 
 from replicator.cli import config_dir
 from replicator.config import Settings, load_settings
+from replicator.lean import keep_out_pandas
 from replicator.telemetry import LogOptions, configure_logging
 
 
@@ -23,6 +24,7 @@ def run_command(context: click.Context) -> None:
     directory = config_dir(context)
     settings = load_settings(directory)
     start_logging(settings, context.find_root().params.get("log_level"))
+    keep_out_pandas()
     from replicator.running import RunningService  # noqa: PLC0415 - after logging, so that what it loads can complain
 
     RunningService.build(settings, lambda: load_settings(directory)).run()

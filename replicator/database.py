@@ -313,6 +313,11 @@ class Database:
         """The file and its WAL, in bytes, without opening either."""
         return _size(self.options.path) + self.wal_bytes()
 
+    def stamp(self) -> tuple[tuple[int, int], ...]:
+        """Size and time of the file and of its WAL: what every commit changes."""
+        paths = (self.options.path, self.options.path.with_name(self.options.path.name + ".wal"))
+        return tuple(_stamp(path) for path in paths)
+
     def wal_bytes(self) -> int:
         return _size(self.options.path.with_name(self.options.path.name + ".wal"))
 
@@ -354,6 +359,14 @@ def _check_whole(path: Path, connection: duckdb.DuckDBPyConnection) -> None:
             f"{path} has {_size(path)} bytes and needs {needed}: its end is missing",
             hint="keep the file, then rebuild it with `replicator restore`",
         )
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        about = path.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return about.st_size, about.st_mtime_ns
 
 
 def _size(path: Path) -> int:

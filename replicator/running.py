@@ -49,7 +49,7 @@ PARTS = (
     "replicator.server_doctor",
 )
 """Modules that add to the HTTP interface: ``make_router(running, doors)`` returns an APIRouter. Mounted where present."""
-ATTEND_SECONDS = 0.2
+ATTEND_SECONDS = 0.5
 EXPORT_SECONDS_MAX = 4.0
 PROBE_TIMEOUT_SECONDS = 20.0
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from attrs import frozen
+from attrs import define, field, frozen
 
 from replicator.changelog import StreamPosition
 from replicator.config import Settings
@@ -33,6 +33,9 @@ from replicator.status import (
     VerifyStatus,
     with_lag,
 )
+
+REST_SECONDS = 10.0
+HELD_SECONDS_MAX = 60.0
 
 
 @frozen(kw_only=True)
@@ -72,6 +75,34 @@ def read_records(session: Session, failed_table: str) -> Records:
         changes=changes,
         parked=parked,
     )
+
+
+@define
+class RecordsReader:
+    """Reads the records, and where each lane's last recorded batch ends, again only after something was committed.
+
+    Every commit writes to the file or its WAL. It may be seen there before it can be read, so that what was read is held
+    only once the file has rested for a while; and for no longer than a minute, whatever the file says.
+    """
+
+    reads: int = field(default=0, init=False)
+    _held: tuple[Records, Mapping[str, int]] | None = field(default=None, init=False)
+    _stamp: tuple[tuple[int, int], ...] = field(default=(), init=False)
+    _stamped_at: float = field(default=0.0, init=False)
+    _read_at: float = field(default=0.0, init=False)
+
+    def read(self, session: Session, failed_table: str) -> tuple[Records, Mapping[str, int]]:
+        """Records and ends, as of now."""
+        stamp, clock = session.database.stamp(), time.monotonic()
+        if stamp != self._stamp:
+            self._stamp, self._stamped_at, self._held = stamp, clock, None
+        if self._held is not None and clock - self._read_at < HELD_SECONDS_MAX:
+            return self._held
+        self.reads += 1
+        found = read_records(session, failed_table), dict(session.rows(statement("status/delivered")))
+        rested = clock - self._stamped_at >= REST_SECONDS and found[0].parked_since is None  # an age grows by itself
+        self._held, self._read_at = (found if rested else None), clock
+        return found
 
 
 def read_lanes(session: Session) -> list[LaneStanding]:

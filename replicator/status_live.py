@@ -17,7 +17,7 @@ import structlog
 from attrs import define, evolve, field, frozen
 
 from replicator.controls import CAPTURE
-from replicator.database import Session, statement
+from replicator.database import Session
 from replicator.deliver_lane import Circuit, LaneState
 from replicator.free_space import disk_free_bytes
 from replicator.status import (
@@ -38,10 +38,10 @@ from replicator.status import (
 from replicator.status_file import (
     LaneStanding,
     Records,
+    RecordsReader,
     oldest_age_seconds,
     pipeline_checkpoint,
     read_lanes,
-    read_records,
     stream_status,
     verify_status,
 )
@@ -88,6 +88,7 @@ class Watch:
     """When it was made, on the monotonic clock."""
     _cost_seconds: float = 0.0
     _stall: Stall = field(factory=Stall)
+    _reader: RecordsReader = field(factory=RecordsReader)
     _samples: deque[Sample] = field(factory=lambda: deque(maxlen=int(RUNWAY_WINDOW_SECONDS / SAMPLE_SECONDS)))
     _lock: threading.Lock = field(factory=threading.Lock)
 
@@ -101,7 +102,7 @@ class Watch:
     def report(self) -> StatusReport:
         """How everything stands now."""
         with self._lock:
-            self.latest = _collect(self.service, self.probe, self._sampled(), self._stall)
+            self.latest = _collect(self.service, self.probe, self._sampled(), self._stall, self._reader)
             self.latest_at = time.monotonic()
             return self.latest
 
@@ -130,13 +131,14 @@ class Watch:
         return (*self._samples, sample)
 
 
-def _collect(service: Service, probe: Probe, samples: tuple[Sample, ...], stall: Stall) -> StatusReport:
+def _collect(
+    service: Service, probe: Probe, samples: tuple[Sample, ...], stall: Stall, reader: RecordsReader
+) -> StatusReport:
     session = service.database.session()
     try:
         delivery = read_delivery(service, session)
         # After the checkpoint: what is parked in between is counted twice then, never not at all.
-        records = read_records(session, service.ledger.failed_table)
-        delivered = dict(session.rows(statement("status/delivered")))
+        records, delivered = reader.read(session, service.ledger.failed_table)
         verified = verify_status(session)
     finally:
         session.close()

@@ -15,13 +15,14 @@ from attrs import define, field, frozen
 
 from replicator.changelog import StreamPosition
 from replicator.database import statement
-from replicator.errors import ReplicatorError, SinkRefused, SourceRefused
+from replicator.errors import ReplicatorError, SinkMisshapen, SinkRefused, SourceRefused
 from replicator.model import entry_order
 from replicator.sink import ClickHouseSink
 from replicator.source import RedisSource, StreamDescription
 from replicator.status import EngineStatus
 
 PROBE_SECONDS = 2.0
+VERSION_SECONDS = 60.0
 STALE_SECONDS = 15.0
 """An answer this old says nothing of now."""
 
@@ -62,6 +63,7 @@ class Probe:
     interval_seconds: float = PROBE_SECONDS
     redis: RedisFacts | None = None
     clickhouse: SinkFacts | None = None
+    _version_at: float = 0.0
 
     def run_redis(self) -> None:
         """Until stopped."""
@@ -92,19 +94,30 @@ class Probe:
 
     def _ask_clickhouse(self) -> SinkFacts:
         try:
-            version = self.sink.server().version
+            version = self._version()
             confirmed = self._confirmed()
         except ReplicatorError as error:
             refused = isinstance(error, SinkRefused)
             return SinkFacts(asked_at=time.monotonic(), error=str(error), refused=refused)
         return SinkFacts(asked_at=time.monotonic(), version=version, confirmed=confirmed)
 
+    def _version(self) -> str | None:
+        """Asked anew after every silence, and now and then."""
+        last, clock = self.clickhouse, time.monotonic()
+        if last is None or last.version is None or last.error or clock - self._version_at >= VERSION_SECONDS:
+            self._version_at = clock
+            return self.sink.server().version
+        return last.version
+
     def _confirmed(self) -> dict[str, int]:
         """Asks only for the ledger's newest part; from the beginning where the part known before has gone."""
-        if not self.sink.columns("replicator_batches"):
-            return {}
         known = dict(self.clickhouse.confirmed) if self.clickhouse else {}
-        rows = self._ledger_ends(known)
+        try:
+            rows = self._ledger_ends(known)
+        except SinkMisshapen:
+            if self.sink.columns("replicator_batches"):
+                raise
+            return {}  # no ledger yet
         anchored = {table: confirmed for table, confirmed, anchors in rows if anchors or not known.get(table)}
         if anchored.keys() >= known.keys():
             return anchored

@@ -241,7 +241,8 @@ def _instant(column_type: ColumnType, text: str) -> str:
     local = f"try_cast(regexp_replace({text}, '[+-][0-9]{{2}}(:?[0-9]{{2}})?$', '') as {type_name})"
     iso = f"case when {shifted} then {make}(epoch_{unit}({local}) - {offset}) else try_cast({text} as {type_name}) end"
     epoch = f"{make}(try_cast({text} as bigint) * {per_second // 1000})"
-    instant = f"case when substr({text}, 5, 1) = '-' then {iso} else {epoch} end"
+    usual = f"suffix({text}, 'Z') and substr({text}, 5, 1) = '-'"
+    instant = f"case when {usual} then try_cast({text} as {type_name}) when substr({text}, 5, 1) = '-' then {iso} else {epoch} end"
     return f"make_timestamptz(epoch_us({instant}))" if column_type.zoned else instant
 
 

@@ -23,7 +23,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "canonical", "payload", "resp", "decode", "encode", "rows", "ndjson",
         "shape", "typed_text", "typed", "checksum", "wire", "lanes", "compare", "sink_ddl", "retry", "infer", "witness", "redis_replies", "status", "query_question", "query_plan", "query_formats",
     ),
-    "plumbing": ("config", "database", "telemetry", "clock", "collector", "outbox", "files", "free_space"),
+    "plumbing": ("config", "database", "telemetry", "clock", "collector", "lean", "outbox", "files", "free_space"),
     "ends": ("changelog", "source", "ownership", "state", "ledger", "controls", "readonly", "sink", "producer"),
     "between": ("catalog", "admit", "dedup", "chunk", "readmit", "reread", "refetch", "pieces", "stream_watch", "standing", "log_return", "sink_return"),
     "loops": ("capture", "deliver", "upkeep", "reconcile", "verify", "repair", "replay", "trace", "trim", "retention", "snapshot"),

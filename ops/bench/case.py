@@ -7,9 +7,13 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ops.bench import baseline, large, limits, live, ours
-from ops.bench.meter import Sample
-from ops.bench.room import Room
+from replicator.lean import keep_out_pandas
+
+keep_out_pandas()  # as `replicator run` does, before anything is loaded
+
+from ops.bench import baseline, large, limits, live, ours  # noqa: E402
+from ops.bench.meter import Sample  # noqa: E402
+from ops.bench.room import Room  # noqa: E402
 
 CASES: Mapping[str, Callable[[Room], Sample]] = {
     "drain": limits.drain,
