@@ -17,6 +17,7 @@ from ops.reference import PAGES
 from replicator.cli import cli
 from replicator.config import VARIABLES
 from replicator.config.values import PROFILE_SECTIONS, REPLICATOR_SECTIONS, SECRETS_SECTIONS, TableConfig, written_keys
+from replicator.status_reasons import ReasonKind
 
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "ops").glob("*.md")))}
@@ -112,6 +113,11 @@ def test_every_module_stands_in_the_order_of_reading() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_generated_pages_are_what_the_code_says(page: str) -> None:
     assert (ROOT / "ops" / page).read_text() == PAGES[page](), "python -m ops.reference"
+
+
+def test_every_kind_of_reason_has_a_heading_in_the_runbook() -> None:
+    reasons = DOCUMENTS[ROOT / "ops" / "runbook.md"].partition("\n## Reasons\n")[2].partition("\n## ")[0]
+    assert sorted(re.findall(r"^### (\w+)$", reasons, re.MULTILINE)) == sorted(ReasonKind)
 
 
 # ── what the examples call ──

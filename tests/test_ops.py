@@ -13,7 +13,6 @@ from repository import ROOT
 
 from ops.reference import described
 from replicator.config import VARIABLES
-from replicator.status_reasons import ReasonKind
 
 OPS = ROOT / "ops"
 RUNBOOK = (OPS / "runbook.md").read_text()
@@ -47,10 +46,6 @@ def named_metrics(text: str) -> set[str]:
 
 def test_every_alert_has_a_heading_and_no_heading_is_without_an_alert() -> None:
     assert headings("Alerts") == ALERT_NAMES
-
-
-def test_every_kind_of_reason_has_a_heading() -> None:
-    assert sorted(headings("Reasons")) == sorted(ReasonKind)
 
 
 def test_links_within_the_runbook_lead_somewhere() -> None:
