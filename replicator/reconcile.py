@@ -73,6 +73,8 @@ class Reconciler:
     """Held while anything may be sent."""
     _log_checked: threading.Event = field(factory=threading.Event)
     _sink_asked: bool = False
+    _interrupted: bool = False
+    """Whether deliver is on its way to `check_sink`: to interrupt it again would only begin that anew."""
     _sink_started_at: float | None = None
 
     # ── the log ──
@@ -158,6 +160,7 @@ class Reconciler:
         """
         with self.changelog.pins.hold("the comparison of both ends"):
             self._check_sink()
+        self._interrupted = False
 
     def _check_sink(self) -> None:
         session = self.database.session()
@@ -196,7 +199,8 @@ class Reconciler:
                     continue
                 compared_at, silent = time.monotonic(), False
                 found = self.sink_return(session).suspects()
-                if found or restarted:
+                if (found or restarted) and not self._interrupted:
+                    self._interrupted = True
                     why = (
                         "ClickHouse was restarted" if restarted else f"ClickHouse holds less than it was given: {found}"
                     )

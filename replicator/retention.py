@@ -27,6 +27,8 @@ from replicator.model import entry_order
 from replicator.state import applied_offset, fold
 from replicator.witness import StreamDescription
 
+SETTLED_SECONDS = 3600.0
+"""A ClickHouse that was restarted may have lost what it took so long before its last insert: see `sink_return`."""
 TURN_SECONDS = 5.0
 SLICE_CHANGES = 2 * 122_880
 """Deleted in one transaction: two of DuckDB's row groups, whose blocks are then free to be used again."""
@@ -36,6 +38,7 @@ CHECKPOINT_CHANGES = 8 * 122_880
 """After so many DuckDB is asked to free their blocks, which it does at a checkpoint."""
 CHECKPOINTS_MAX = 6
 """How often that is asked before the file is measured anew: an open transaction keeps the blocks."""
+CHECKPOINT_TRIES = 100
 SIZE_PART_KEPT = 0.95
 """Of the limit: how far the file is brought down when it has grown beyond it."""
 
@@ -83,6 +86,7 @@ class Retention:
     """Asks the upkeep of current rows to come that far soon."""
     may_delete: Callable[[], None] = lambda: None
     """Raises where this process no longer owns the pipeline."""
+    settled_seconds: float = SETTLED_SECONDS
     changes_deleted: int = 0
     waits_for: str | None = None
     """Why less is deleted than the limits ask for; None when nothing is in the way."""
@@ -180,7 +184,7 @@ class Retention:
         sql = re.sub(r"\bfailed_syncs\b", lambda _: self.failed_table, statement("retention/needed"))
         lanes = verified or {}
         where = {"lanes": list(lanes), "offsets": list(lanes.values()), "verify": verified is not None}
-        rows = session.rows(sql, {**where, "oldest": oldest})
+        rows = session.rows(sql, {**where, "oldest": oldest, "settled_seconds": self.settled_seconds})
         return [(why, offset) for why, offset in rows if offset is not None]
 
     def _unfolded(self, session: Session, due: int) -> Sequence[tuple[str, int]]:
@@ -232,10 +236,12 @@ class Retention:
         """Have DuckDB free the blocks. It may be refused, and does nothing for what an open transaction still sees."""
         before, self._since_checkpoint = self._used(session), 0
         started = time.monotonic()
-        try:
-            session.execute("checkpoint")
-        except DatabaseUnavailable as error:
-            log.debug("checkpoint_put_off", error=str(error))
+        for _ in range(CHECKPOINT_TRIES):
+            try:
+                session.execute("checkpoint")
+                break
+            except DatabaseUnavailable:  # somebody is writing: between two commits it is possible
+                self.stop.wait(PAUSE_SECONDS)
         freed = before - self._used(session)
         self._checkpoints += 1
         log.debug("retention_checkpoint", freed_bytes=freed, seconds=round(time.monotonic() - started, 3))

@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import structlog
@@ -30,6 +31,8 @@ BESIDE = {
     SNAPSHOT: {VERIFY, REPLAY, REBUILD},
 }
 """What may run beside a kind of job. A table that is being replaced can be neither compared nor sent to."""
+ONE_TRANSACTION = {SNAPSHOT}
+"""What reads the log in one transaction, which sees all of it whatever is deleted meanwhile."""
 
 log = structlog.get_logger(__name__)
 
@@ -134,7 +137,7 @@ class Jobs:
             return job
 
     def _run(self, job: Job, work: Work) -> None:
-        with self.pins.hold(f"the {NOUNS[job.kind]}"):
+        with nullcontext() if job.kind in ONE_TRANSACTION else self.pins.hold(f"the {NOUNS[job.kind]}"):
             self._run_pinned(job, work)
 
     def _run_pinned(self, job: Job, work: Work) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from replicator.catalog import Catalog
@@ -12,6 +13,7 @@ from replicator.model import GENERIC_LANE
 from replicator.reconcile import Reconciler
 from replicator.sink import LEDGER, ClickHouseSink
 from replicator.sink_return import SinkReturn
+from replicator.sink_ttl import set_log_ttl
 from replicator.standing import SinkStanding
 
 if TYPE_CHECKING:
@@ -25,7 +27,9 @@ def prepare_sink(sink: ClickHouseSink, catalog: Catalog) -> list[str]:
     if len(sink.columns_of([GENERIC_LANE, LEDGER])) < 2:  # dropped behind our back: each script may be run again
         for _, text in read_migrations(scripts, {}):
             sink.command(text)
-    return applied + catalog.prepare(sink)
+    applied += catalog.prepare(sink)
+    tables = {schema.log_name: "_logged_at" for schema in catalog.current.values()}
+    return applied + set_log_ttl(sink, {GENERIC_LANE: "logged_at", **tables}, catalog.log_ttl_days)
 
 
 def build_reconciler(service: Service) -> Reconciler:
@@ -41,7 +45,7 @@ def build_reconciler(service: Service) -> Reconciler:
             lane=catalog.lane,
             ledger_row=lambda batch, status: deliver.recorder.row(batch, status, ""),
             prepare=lambda lane, offsets: deliver.worker.prepare(lane, offsets, lane.schema_version).as_new_batch(),
-            counts=not service.settings.clickhouse.log_ttl_days,
+            ttl=timedelta(days=days) if (days := service.settings.clickhouse.log_ttl_days) else None,
         )
 
     def known_version(table: str, version: int) -> int:

@@ -109,8 +109,13 @@ def _settings(**more: int) -> str:
     return ", ".join(f"{name} = {value}" for name, value in settings.items())
 
 
+def ttl_expression(logged_at: str, days: int) -> str:
+    """When a row has been kept for so many days."""
+    return f"toDateTime({logged_at}) + interval {days:d} day"
+
+
 def _create_log(schema: TableSchema, log_ttl_days: int | None) -> str:
-    ttl = f"\nttl toDateTime(_logged_at) + interval {log_ttl_days:d} day" if log_ttl_days else ""
+    ttl = f"\nttl {ttl_expression('_logged_at', log_ttl_days)}" if log_ttl_days else ""
     return (
         f"create table if not exists {quote_clickhouse(schema.log_name)}\n(\n"
         f"{_column_lines(expected_columns(schema))}\n)\n"

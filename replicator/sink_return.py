@@ -25,6 +25,8 @@ from replicator.standing import LaneStanding, SinkStanding
 
 DOUBT = timedelta(hours=1)
 """What a restarted ClickHouse may have forgotten: anything delivered in the hour before the last insert."""
+EXPIRY_SLACK = timedelta(hours=1)
+"""Rows so near to the end of their time may go while they are asked for."""
 BATCHES_PER_QUESTION = 1_000
 NOTHING = Checksum(rows=0, sum=0, xor=0)
 
@@ -57,7 +59,8 @@ class SinkReturn:
     """Compares what this log has delivered with what the sink holds, and takes back what it does not.
 
     ``ledger_row`` makes the ledger's row of a batch under a status; ``prepare`` reads a range of the log anew;
-    ``counts`` is off where a TTL removes rows.
+    ``ttl``: how long the sink keeps a row; where that is not for ever, rows are not counted, and what may have expired
+    is taken to be there.
     """
 
     session: Session
@@ -66,7 +69,7 @@ class SinkReturn:
     lane: Callable[[str, int], Lane]
     ledger_row: Callable[[Batch, str], LedgerRow]
     prepare: Callable[[Lane, OffsetRange], NewBatch]
-    counts: bool = True
+    ttl: timedelta | None = None
 
     def suspects(self) -> list[str]:
         """Lanes where the sink holds less than was delivered. Only reads; may run beside delivery."""
@@ -94,7 +97,7 @@ class SinkReturn:
         return standings.get(lane) or LaneStanding(lane=lane, target=self.lane(lane, 0).target)
 
     def _short(self, standing: LaneStanding, end: int) -> bool:
-        return standing.agreed < end or (self.counts and standing.rows_held < standing.rows_recorded)
+        return standing.agreed < end or (self.ttl is None and standing.rows_held < standing.rows_recorded)
 
     # ── what is there ──
 
@@ -103,7 +106,7 @@ class SinkReturn:
         taken, oldest = Taken(), self._oldest_logged()
         batches = self._delivered(standing)
         newest = max((each.delivered_at for each in batches), default=now())
-        missing = self._missing(standing, batches) if short and self.counts else set()
+        missing = self._missing(standing, batches) if short and self.ttl is None else set()
         for each in batches:
             batch, doubtful = each.batch, restarted and each.delivered_at >= newest - DOUBT
             if batch.batch_id in missing or ((doubtful or not each.recorded) and not self._holds(batch)):
@@ -137,10 +140,21 @@ class SinkReturn:
 
     def _holds(self, batch: Batch) -> bool:
         lane = self.lane(batch.lane, batch.schema_version)
+        if self.ttl is not None and self._may_have_expired(lane, batch, self.ttl):
+            return True
         try:
             return self.sink.sink.held(lane, self.sink.pipeline, batch.offsets) == batch.checksum
         except SinkMisshapen:  # dropped
             return False
+
+    def _may_have_expired(self, lane: Lane, batch: Batch, ttl: timedelta) -> bool:
+        """Whether any of its rows was logged so long ago; of what the log has pruned, when it was frozen must tell."""
+        sql = f"select count(*), min(logged_at) from change_log where log_offset between ? and ? and {lane.where}"
+        rows, logged = self.session.row(sql, [batch.offsets.first, batch.offsets.last]) or (0, None)
+        if rows < batch.row_count:
+            row = self.session.row("select frozen_at from sync_batches where batch_id = ?", [batch.batch_id])
+            logged = row[0] if row else None
+        return logged is None or logged < now() - ttl + EXPIRY_SLACK
 
     def _oldest_logged(self) -> int:
         row = self.session.row("select coalesce(min(log_offset), 1) from change_log")

@@ -65,7 +65,7 @@ class SnapshotMaker:
         self._refuse_full_disk()
         session.execute(f"attach {literal(str(made))} as {ALIAS} (storage_version {literal(STORAGE_VERSION)})")
         try:
-            with self.changelog.pins.hold("a snapshot"), session.transaction():
+            with session.transaction():  # what it has seen stays, whatever retention deletes meanwhile
                 head, first = self._fill(session, at, log_changes)
         finally:
             session.execute(f"detach database if exists {ALIAS}")

@@ -108,7 +108,7 @@ class Verifier:
 
     def _scope(self, name: str, request: VerifyRequest, checkpoint: int) -> Scope | None:
         last = checkpoint if request.last is None else min(checkpoint, request.last)
-        low = self.oldest(name)
+        low = self.oldest()
         first = max(request.first, low)
         if last < first:
             return None
@@ -116,12 +116,12 @@ class Verifier:
         offsets = OffsetRange(first=first, last=last)
         return Scope(table=name, offsets=offsets, checkpoint=checkpoint, low=low, known=known)
 
-    def oldest(self, name: str) -> int:
+    def oldest(self) -> int:
         """The oldest offset that both sides still hold: the log's first, or the first whose time in T_log is not over."""
         row = self.session.row("select coalesce(min(log_offset), 1) from change_log")
         low = int(row[0]) if row else 1
         days = self.catalog.log_ttl_days
-        if name == GENERIC_LANE or not days:
+        if not days:
             return low
         cutoff = now() - timedelta(days=days) + EXPIRY_SLACK
         sql = "select min(log_offset), (select max(log_offset) from change_log) from change_log where logged_at >= ?"

@@ -1,5 +1,6 @@
--- The first offset that somebody still needs, and why: what the sink does not have, what was delivered in the hour before
--- the last delivery, what failed and has no copy, what no comparison has seen. $verify is false where none is scheduled.
+-- The first offset that somebody still needs, and why: what the sink does not have, what was delivered in the hour
+-- ($settled_seconds) before the last delivery, what failed and has no copy, what no comparison has seen, where $verify
+-- says that some are scheduled.
 with batched as (
     select table_name as lane, max(last_offset) as ended, min(first_offset) filter (delivered_at is null) as undelivered
     from sync_batches group by table_name
@@ -22,7 +23,7 @@ select 'it is not delivered', min(c.log_offset)
 from changes c left join stands s using (lane) where c.log_offset > coalesce(s.checkpoint, 0)
 union all
 select 'it was delivered within the hour before the last delivery', min(first_offset)
-from sync_batches where delivered_at >= (select max(delivered_at) from sync_batches) - interval 1 hour
+from sync_batches where delivered_at >= (select max(delivered_at) from sync_batches) - to_seconds($settled_seconds::double)
 union all
 select 'it is in an open failed sync', min(f.first_offset)
 from failed_syncs f
