@@ -48,6 +48,7 @@ STATUS_NAMES = {
     408: "too_slow",
     406: "not_acceptable",
     413: "too_large",
+    422: "malformed",
     503: "unavailable",
 }
 _ACTOR = re.compile(r"[^\w.@:+-]+")
@@ -174,6 +175,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         (401, "No token, or an unknown one."),
         (403, "The token may not do this, or the call comes from another origin."),
         (404, "There is no such thing."),
+        (408, "The body did not come in time."),
         (413, "The body is too large."),
         (421, "Called by a name that is not this service's."),
         (422, "The request has another form than described."),
@@ -190,6 +192,14 @@ def actor(request: Request) -> str:
 Actor = Annotated[str, Depends(actor)]
 
 
+def only_described(request: Request) -> None:
+    """Refuse a parameter that the verb does not have: a mistyped filter must not mean everything."""
+    path, known = request.url.path, {field.alias for field in request.scope["route"].dependant.query_params}
+    unknown = sorted(set(request.query_params) - known) if path.startswith("/api/") else []
+    if unknown:
+        raise HTTPException(422, f"query: {path} has no parameter {unknown[0][:100]!r}")
+
+
 def build_app(face: Face) -> FastAPI:
     """The application; everything it needs comes in ``face``."""
     app = FastAPI(
@@ -202,9 +212,8 @@ def build_app(face: Face) -> FastAPI:
     )
     doors = Doors(face.tokens)
     app.include_router(health_router(face, doors))
-    app.include_router(api_router(face, doors))
-    for part in face.parts:
-        app.include_router(part(doors))
+    for router in (api_router(face, doors), *(part(doors) for part in face.parts)):
+        app.include_router(router, dependencies=[Depends(only_described)])
     app.add_exception_handler(ReplicatorError, _ours)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 from replicator.errors import SourceUnavailable
 from replicator.query import OPEN_MAX, Ask, Queries, QueryFailed, RunningQuery
 from replicator.query_question import ROWS_MAX, SECONDS_DEFAULT, SECONDS_MAX, Format
-from replicator.server_app import ERRORS, Body, Doors
+from replicator.server_app import ERRORS, Body, Doors, ErrorAnswer
 
 if TYPE_CHECKING:
     from replicator.running import RunningService
@@ -120,7 +120,7 @@ def make_router(running: RunningService, doors: Doors) -> APIRouter:
     threading.Thread(target=_close_at_end, args=[service.stop, queries], name="query-end", daemon=True).start()
     router = APIRouter(prefix="/api/v1", tags=["query"], responses=ERRORS)
 
-    @router.post("/query", dependencies=[Depends(doors.read)], responses={200: DESCRIBED}, response_class=Response)
+    @router.post("/query", dependencies=[Depends(doors.read)], responses=DESCRIBED, response_class=Response)
     async def query(
         body: QueryRequest, request: Request, accept: Annotated[str, Header()] = "application/json"
     ) -> Response:
@@ -153,9 +153,12 @@ def make_router(running: RunningService, doors: Doors) -> APIRouter:
     return router
 
 
-DESCRIBED: dict[str, Any] = {
-    "description": "The rows, in the format that Accept names.",
-    "content": {form.media_type.partition(";")[0]: {} for form in Format},
+DESCRIBED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The rows, in the format that Accept names.",
+        "content": {form.media_type.partition(";")[0]: {} for form in Format},
+    },
+    406: {"model": ErrorAnswer, "description": "Rows are not to be had in the format that Accept names."},
 }
 
 

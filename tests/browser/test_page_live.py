@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import redis
 from browser_room import Page
 from conftest import READ_TOKEN
@@ -9,6 +10,8 @@ from replicator_process import Replicator
 from test_page import trades
 
 from replicator.embedded.clickhouse import ClickHouse
+
+pytestmark = pytest.mark.timeout(400)
 
 
 def test_an_outage_of_clickhouse_and_its_recovery(

@@ -127,6 +127,7 @@ def test_requests_that_make_no_sense_say_why(service: Replicator) -> None:
         refused(service.http("GET", path), 404, "not_found")
     refused(service.http("GET", "/api/v1/failed?limit=0"), 422, "malformed")
     refused(service.http("GET", "/api/v1/failed?status=lost"), 422, "malformed")
+    refused(service.http("GET", "/api/v1/failed?tabel=trades"), 422, "malformed")
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["announced", "chunked"])

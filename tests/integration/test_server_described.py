@@ -1,0 +1,136 @@
+"""Every verb called from the interface's own description, with what it allows and with what it does not.
+
+schemathesis reads `/api/v1/openapi.json` and makes the calls; whatever they hold, the answer is one that is described,
+never a fault of ours, and the service is unmoved.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from replicator_process import Replicator, running_alone
+from schemathesis import Case, GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from replicator.embedded.clickhouse import ClickHouse
+from replicator.embedded.valkey import Valkey
+
+EXAMPLES = 8
+ENDLESS = {"/api/v1/live"}
+WAITS = ("timeout_seconds", "wait_seconds")
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+UNAVAILABLE = 503
+SECTIONS = """
+[serve]
+port = 0
+[[tables]]
+name = "trades"
+key = ["trade_id"]
+[tables.columns]
+trade_id = "VARCHAR"
+quantity = "BIGINT"
+"""
+VERBS = [
+    "/livez", "/readyz", "/metrics", "/api/v1/status", "/api/v1/sync", "/api/v1/pause", "/api/v1/resume",
+    "/api/v1/actions", "/api/v1/failed", "/api/v1/failed/{failed_id}", "/api/v1/failed/retry", "/api/v1/failed/discard",
+    "/api/v1/rejected", "/api/v1/rejected/{rejected_id}", "/api/v1/rejected/retry", "/api/v1/rejected/discard",
+    "/api/v1/gaps", "/api/v1/gaps/ack", "/api/v1/query", "/api/v1/verify", "/api/v1/verify/{job_id}",
+    "/api/v1/verify/{job_id}/cancel", "/api/v1/replay", "/api/v1/replay/{job_id}", "/api/v1/replay/{job_id}/cancel",
+    "/api/v1/state/{table}", "/api/v1/trace",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def service(_valkey: Valkey, _clickhouse: ClickHouse, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicator]:
+    directory = tmp_path_factory.mktemp("service")
+    with running_alone(directory, _valkey, _clickhouse, "test_described", sections=SECTIONS) as replicator:
+        replicator.until_status(lambda r: r["sink"]["circuit"], "delivery has begun")
+        yield replicator
+
+
+@pytest.fixture(scope="module")
+def described(service: Replicator) -> dict[str, Any]:
+    found: dict[str, Any] = service.http("GET", "/api/v1/openapi.json", token=None).json()
+    return found
+
+
+@pytest.fixture(scope="module")
+def token(service: Replicator) -> str:
+    return service.database_path.with_name("replicator.duckdb.admin_token").read_text().strip()
+
+
+def test_every_verb_is_among_those_called(described: dict[str, Any]) -> None:
+    assert set(described["paths"]) - ENDLESS == set(VERBS)
+
+
+def _in_no_time(case: Case) -> None:
+    """The same call, without its waits: a test has no minutes to give."""
+    if isinstance(case.body, dict):
+        for name in WAITS:
+            if isinstance(case.body.get(name), int | float):
+                case.body[name] = min(case.body[name], 0.05)
+
+
+def _each(cases: Any, check: Callable[[Case], None]) -> None:
+    @seed(20260101)
+    @settings(
+        max_examples=EXAMPLES,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(cases)
+    def run(case: Case) -> None:
+        check(case)
+
+    run()
+
+
+NOTHING_TO_MISTAKE = {"/livez", "/readyz", "/metrics"}
+CALLS = [
+    pytest.param(path, mode, id=f"{path}-{mode.value}")
+    for path in VERBS
+    for mode in GenerationMode
+    if mode is GenerationMode.POSITIVE or path not in NOTHING_TO_MISTAKE
+]
+
+
+@pytest.mark.parametrize(("path", "mode"), CALLS)
+def test_whatever_is_called_the_answer_is_one_that_is_described(
+    service: Replicator, described: dict[str, Any], token: str, path: str, mode: GenerationMode
+) -> None:
+    schema = schemathesis.openapi.from_dict(described)
+    headers = {"Authorization": f"Bearer {token}"}
+    checks = CHECKS if mode is GenerationMode.POSITIVE else [*CHECKS, negative_data_rejection]
+
+    def check(case: Case) -> None:
+        if mode is GenerationMode.POSITIVE:
+            _in_no_time(case)
+        answer = case.call(base_url=service.url, headers=headers, timeout=60)
+        if answer.status_code == UNAVAILABLE:  # such as an entry that is not captured: described, and no fault
+            assert json.loads(answer.content)["error"]["kind"] != "bug"
+            return
+        case.validate_response(answer, checks=checks, headers=headers)
+
+    for method in described["paths"][path]:
+        _each(schema[path][method.upper()].as_strategy(generation_mode=mode), check)
+
+
+def test_after_all_that_the_service_is_unmoved(service: Replicator) -> None:
+    for subject in service.status()["paused"]:
+        service.http("POST", "/api/v1/resume", body={"subject": subject})
+    service.until_status(lambda r: r["state"] == "ok", "it is well")
+    assert not service.events("request_failed")
+    assert not service.events("loop_failed")
