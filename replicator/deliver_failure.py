@@ -27,14 +27,13 @@ PARKED_ROWS_MAX = 1_000
 log = structlog.get_logger(__name__)
 
 
-def after_failure(
-    deliver: Deliver, state: LaneState, batch: Batch, redrive: Redrive | None, error: ReplicatorError
-) -> None:
+def after_failure(deliver: Deliver, state: LaneState, batch: Batch, redrive: Redrive | None, failed: Outcome) -> None:
     """Decide and act on one failed attempt."""
-    trial = state.trial(batch)
+    trial, error = state.trial(batch), failed.error
+    assert error is not None
     trial.repeats = trial.repeats + 1 if str(error) == trial.error else 0
     trial.error = state.last_error = str(error)
-    decision = decide(error, repeats=trial.repeats)
+    decision = decide(error, repeats=trial.repeats, asked=failed.asked)
     log.warning(
         "batch_failed",
         lane=batch.lane,

@@ -33,7 +33,7 @@ def take_outcome(deliver: Deliver, state: LaneState, batch: Batch, redrive: Redr
     elif outcome.result is Result.ROWS_STAND and outcome.error is not None:
         stop_lane(deliver, state, outcome.error)
     elif outcome.error is not None:
-        after_failure(deliver, state, batch, redrive, outcome.error)
+        after_failure(deliver, state, batch, redrive, outcome)
 
 
 def _delivered(deliver: Deliver, state: LaneState, batch: Batch, redrive: Redrive | None, outcome: Outcome) -> None:

@@ -92,6 +92,8 @@ class Outcome:
     result: Result
     query_id: str = ""
     error: ReplicatorError | None = None
+    asked: bool = False
+    """The error came of a question or of making ready, not of an insert: it says nothing of the rows."""
     halves: tuple[NewBatch, ...] = ()
 
 
@@ -181,6 +183,7 @@ class Worker:
 
     def attempt(self, attempt: Attempt) -> Outcome:
         """Send one batch. Errors of the sink come back in the outcome; LogCorrupt is raised."""
+        inserting = False
         try:
             if attempt.ask_first:
                 settled = self._settle(attempt)
@@ -190,15 +193,16 @@ class Worker:
                 attempt.lane, attempt.batch.offsets, attempt.batch.schema_version
             )
             _check_frozen(attempt.batch, prepared)
+            self.ensure(attempt.lane)
+            inserting = True
             return self._send(attempt, prepared)
         except LogCorrupt:
             raise
         except ReplicatorError as error:
-            return Outcome(result=Result.FAILED, error=error)
+            return Outcome(result=Result.FAILED, error=error, asked=not inserting)
 
     def _send(self, attempt: Attempt, prepared: Prepared) -> Outcome:
         batch, send = attempt.batch, self.send_of(attempt.lane, attempt.batch, attempt.number)
-        self.ensure(attempt.lane)
         numbers = pa.repeat(pa.scalar(send.send, pa.uint64()), prepared.table.num_rows)
         query_id = self.sink.insert(send, prepared.table.append_column("_send", numbers))
         failpoint("send.after")
@@ -219,7 +223,7 @@ class Worker:
         except LogCorrupt:
             raise
         except ReplicatorError as trouble:
-            return Outcome(result=Result.FAILED, error=trouble)
+            return Outcome(result=Result.FAILED, error=trouble, asked=True)
 
     def _halves(self, lane: Lane, batch: Batch) -> tuple[NewBatch, ...]:
         """The batch as two, with about half of its rows each, contiguous in offsets."""

@@ -101,10 +101,15 @@ def kind_of_code(code: int, message: str, *, inserting: bool) -> type[Replicator
     return SinkUnavailable
 
 
-def decide(error: ReplicatorError, *, repeats: int) -> Decision:
-    """What to do about an error that has met the same batch ``repeats`` times before in the same words."""
+def decide(error: ReplicatorError, *, repeats: int, asked: bool = False) -> Decision:
+    """What to do about an error that has met the same batch ``repeats`` times before in the same words.
+
+    ``asked``: it came of a question about the batch, not of its insert. That is no reason to take rows for bad.
+    """
     unlisted = isinstance(error, SinkUnavailable) and isinstance(error.code, int) and error.code not in OUTAGE_CODES
-    if unlisted and repeats >= 2:
+    if asked and isinstance(error, SinkRejected):
+        return Decision.WAIT
+    if unlisted and repeats >= 2 and not asked:
         return Decision.SPLIT
     for kind, decision in _DECISIONS.items():
         if isinstance(error, kind):

@@ -43,6 +43,7 @@ RARE = ("redrive.after_send", "fold.inside")
 """Those that take ten seconds to bring about: met once in RARE_CYCLES cycles."""
 RARE_CYCLES = 4
 SETTLE_SECONDS = 600
+PATIENCE_SECONDS = 180
 RANDOM_STROKES = (*["service"] * 3, *["starting"] * 8, "clickhouse", "valkey", "both", "all")
 assert {*UNDER_WAY, *REFUSED, *STARTING, *RARE} <= set(failpoints.NAMES)
 
@@ -129,7 +130,7 @@ class Cycle:
         before = self.room.child_log.count("changes_appended")
         began = time.monotonic()
         child = self.room.child()
-        wait_until(lambda: self.room.child_log.count("changes_appended") > before, 60)
+        wait_until(lambda: self.room.child_log.count("changes_appended") > before, PATIENCE_SECONDS)
         self.report.restart_seconds.append(time.monotonic() - began)
         return child
 
@@ -164,11 +165,13 @@ class Cycle:
         self._kill(child, "service at random")
 
     def _park_an_outage(self) -> None:
+        delivered = self.room.child_log.count("batch_delivered")
         child = self._started()
+        wait_until(lambda: self.room.child_log.count("batch_delivered") > delivered, PATIENCE_SECONDS)
         circuits = self.room.child_log.count("circuit_opened")
         self.room.clickhouse.kill()
         self.report.count("kills", "ClickHouse")
-        wait_until(lambda: self.room.child_log.count("circuit_opened") > circuits, 60)
+        wait_until(lambda: self.room.child_log.count("circuit_opened") > circuits, PATIENCE_SECONDS)
         self._kill(child, "service at random")
         self.room.clickhouse.start()
 

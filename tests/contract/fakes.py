@@ -69,6 +69,8 @@ class FakeClickHouse:
     meet: Callable[[str, Send | None], Fault | ReplicatorError | None] = lambda table, send: None
     refuses: Callable[[int], bool] = lambda offset: False
     """A constraint on rows, by their offset."""
+    ask_fails: ReplicatorError | None = None
+    """What comes of asking anything; inserts go on."""
     view_throws: bool = False
     parts: dict[str, list[Part]] = field(factory=dict)
     tokens: dict[str, deque[str]] = field(factory=dict)
@@ -133,19 +135,19 @@ class FakeClickHouse:
             raise OutcomeUnknown(f"ledger: {fault}")
 
     def running(self, pipeline: str, target: str, offsets: OffsetRange) -> int:
-        self._answers()
+        self._asked()
         prefix = range_comment(pipeline, target, offsets)
         return sum(send.comment.startswith(prefix) for send, _ in self._running)
 
     def held(self, lane: Lane, pipeline: str, offsets: OffsetRange) -> Checksum:
-        self._answers()
+        self._asked()
         rows = total = xor = 0
         for part in self._newest(lane.target, offsets):
             rows, total, xor = rows + part.checksum.rows, total + part.checksum.sum, xor ^ part.checksum.xor
         return Checksum(rows=rows, sum=total % (1 << 64), xor=xor)
 
     def keys_behind(self, lane: Lane, pipeline: str, offsets: OffsetRange) -> int:
-        self._answers()
+        self._asked()
         if not lane.state_check:
             return 0
         state, last = self.state.get(lane.target, {}), {}
@@ -154,11 +156,11 @@ class FakeClickHouse:
         return sum(state.get(key, 0) < version for key, version in last.items())
 
     def rows_of_send(self, lane: Lane, pipeline: str, offsets: OffsetRange, send: int) -> int:
-        self._answers()
+        self._asked()
         return sum(offsets.first <= o <= offsets.last and s == send for o, s in self.physical(lane.target))
 
     def server(self) -> ServerFacts:
-        self._answers()
+        self._asked()
         return ServerFacts(version="fake", uptime_seconds=int(self.clock() - self._started_at))
 
     # ── inside ──
@@ -166,6 +168,11 @@ class FakeClickHouse:
     def _answers(self) -> None:
         if not self.up:
             raise SinkUnavailable("connection refused")
+
+    def _asked(self) -> None:
+        self._answers()
+        if self.ask_fails is not None:
+            raise self.ask_fails
 
     def _meets(self, table: str, send: Send | None) -> Fault | None:
         self._answers()

@@ -11,7 +11,7 @@ from deliver_room import Script, all_in, delivered, once
 from log_room import LogRoom
 
 from replicator.deliver_lane import Circuit
-from replicator.errors import DatabaseUnavailable, SinkRefused, SinkUnavailable
+from replicator.errors import DatabaseUnavailable, OutcomeUnknown, SinkRefused, SinkRejected, SinkUnavailable
 from replicator.model import BatchLimits
 from replicator.retry import Ladder
 
@@ -260,6 +260,35 @@ def test_an_unlisted_code_is_an_outage_first_and_a_rejection_when_it_repeats(
     room.until(delivered(room, server))
     assert [row[1:4] for row in room.failed()] == [(31, 31, "rejected")]
     assert len(server.physical("change_log")) == 63
+
+
+@pytest.mark.parametrize("code", [159, 53, 4242])
+def test_what_asking_meets_says_nothing_of_the_rows(room: LogRoom, server: FakeClickHouse, code: int) -> None:
+    kind = SinkRejected if code == 53 else SinkUnavailable
+    room.ladder = Ladder(waits_seconds=[0.001], retries_max=6)
+    server.meet = Script({"change_log": [OutcomeUnknown("reset")]})
+    server.ask_fails = kind(f"Code: {code}. of a query, not of an insert", code=code)
+    room.append(10)
+    room.until(room.failed)
+    assert [row[1:5] for row in room.failed()] == [(1, 10, "outage", "open")]
+    server.ask_fails = None
+    room.until(delivered(room, server))
+    room.until(lambda: {row[4] for row in room.failed()} == {"resolved"})
+    once(room, server)
+
+
+def test_a_bisection_that_cannot_ask_waits(room: LogRoom, server: FakeClickHouse) -> None:
+    room.ladder = Ladder(waits_seconds=[0.01], retries_max=100)
+    server.refuses = lambda offset: offset == 7
+    server.ask_fails = SinkUnavailable("Code: 4242. what is this", code=4242)
+    room.append(10)
+    before = server.inserts
+    for _ in range(20):
+        room.step()
+    assert server.inserts - before < 10, "tried again without waiting"
+    server.ask_fails = None
+    room.until(delivered(room, server))
+    assert [row[1:4] for row in room.failed()] == [(7, 7, "rejected")]
 
 
 def test_an_outage_in_the_middle_of_a_bisection_is_only_waited_for(room: LogRoom, server: FakeClickHouse) -> None:

@@ -59,6 +59,13 @@ def test_each_kind_has_its_decision(error: ReplicatorError, repeats: int, decisi
     assert decide(error, repeats=repeats) is decision
 
 
+@pytest.mark.parametrize(
+    "error", [SinkRejected("bad query", code=53), SinkUnavailable("what is this", code=4242)], ids=["listed", "not"]
+)
+def test_no_error_of_a_question_splits_a_batch(error: ReplicatorError) -> None:
+    assert decide(error, repeats=99, asked=True) is Decision.WAIT
+
+
 def test_whatever_reaches_deliver_has_a_decision_and_a_sentence() -> None:
     for name in dir(errors):
         kind = getattr(errors, name)
