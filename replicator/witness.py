@@ -74,7 +74,7 @@ def judge(seen: Sighting) -> Verdict:
     """What this look means for the stream."""
     position, about = seen.position, seen.about
     if _untouched(seen):
-        return _account(_restarted(seen)) if about.exists else Verdict(position=position)
+        return _account(_restarted(seen)) if about.exists else _awaited(position)
     cause = _another_history(seen)
     if cause is not None:
         return anew(seen, cause)
@@ -88,6 +88,13 @@ def _untouched(seen: Sighting) -> bool:
     """Whether nothing of this stream was ever read or published, so that nothing can be missed."""
     p = seen.position
     return seen.published is None and p.entries_read == 0 and p.last_entry_row is None
+
+
+def _awaited(position: StreamPosition) -> Verdict:
+    """No entry was added yet, so that each one added from now on is to be read: nothing is unread of those before."""
+    if position.entries_unread is not None or position.behind != NO_ENTRY:
+        return Verdict(position=position)
+    return Verdict(position=evolve(position, entries_unread=0), turned=True)
 
 
 def _restarted(seen: Sighting) -> Sighting:

@@ -102,6 +102,19 @@ def test_entries_trimmed_before_the_first_start_are_no_gap(room: CaptureRoom, cl
 
 
 @counting
+def test_entries_trimmed_after_a_first_run_of_an_instant_are_counted(room: CaptureRoom, client: redis.Redis) -> None:
+    room.start()
+    wait_until(lambda: room.position(), "the position of a stream that is not there")
+    before = add(client, 1, 10)
+    room.wait_logged(10)
+    room.stop()  # before the next checked look
+    after = add(client, 11, 60, maxlen=20, approximate=False)
+    room.start().wait_logged(30)
+    assert [gap[:2] for gap in room.wait_gap()] == [("trimmed", 30)]
+    assert room.payloads == before + after[-20:]
+
+
+@counting
 def test_entries_deleted_before_they_were_read_are_counted(room: CaptureRoom, client: redis.Redis) -> None:
     before = captured(room, client, 5)
     room.stop()

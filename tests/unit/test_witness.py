@@ -44,6 +44,17 @@ def test_the_first_look_takes_the_baseline_from_what_can_be_read() -> None:
     assert verdict.position.entries_unread == 50 and verdict.gap is None and verdict.turned
 
 
+def test_a_stream_that_is_not_there_yet_has_its_baseline_before_its_first_entry() -> None:
+    absent = StreamDescription(exists=False)
+    verdict = judge(seen(StreamPosition(stream="s"), absent, fresh=True))
+    assert verdict.turned and verdict.gap is None and verdict.position.entries_unread == 0
+    assert not judge(seen(verdict.position, absent)).turned
+    later = judge(seen(verdict.position, evolve(THERE, length=20, group_entry_id=None), entries=20))
+    assert later.gap is not None and later.gap.entries_lost == 30
+    chosen = StreamPosition(stream="s", last_entry_id=EntryId("20-0"))
+    assert judge(seen(chosen, absent)).position == chosen, "entries below the chosen start may come, and are not read"
+
+
 def test_no_baseline_is_taken_while_it_cannot_be_known() -> None:
     middle = StreamPosition(stream="s", last_entry_id=EntryId("20-0"))
     verdict = judge(seen(middle, evolve(THERE, group_entry_id=None), entries=10, at_tail=False))
