@@ -109,6 +109,7 @@ class Capture:
     _asked: queue.SimpleQueue[tuple[Callable[[], Mapping[int, str]], Future[Mapping[int, str]]]] = field(
         factory=queue.SimpleQueue, init=False
     )
+    _dedup: Dedup = field(init=False)
     _positions: dict[str, StreamPosition] = field(factory=dict, init=False)
     _quit_reading: threading.Event = field(factory=threading.Event, init=False)
     _reader_ended: bool = field(default=False, init=False)
@@ -134,6 +135,7 @@ class Capture:
         self._positions = self.changelog.positions(self.session)
         self.progress.positions = dict(self._positions)
         self.progress.release(self.changelog.head)
+        self._dedup = Dedup(session=self.changelog.database.session(), window=self.settings.ids)
         reader = threading.Thread(target=self._read_until_quit, name="capture-reader", daemon=True)
         reader.start()
         try:
@@ -143,6 +145,7 @@ class Capture:
             while reader.is_alive():
                 self._drain()
                 reader.join(0.05)
+            self._dedup.session.close()
 
     # ── the reading thread ──
 
@@ -150,7 +153,6 @@ class Capture:
         positions = dict(self._positions)
         session = self.changelog.database.session()
         watch = StreamWatch(source=self.source, session=session, admit=self._admit)
-        dedup = Dedup(session=session, window=self.settings.ids)
         ended: BaseException | None = None
         try:
             while not self._quit_reading.is_set() and not self.stop.is_set():
@@ -158,7 +160,7 @@ class Capture:
                 if self.paused() or not self.settings.streams():
                     self._quit_reading.wait(0.2)
                     continue
-                self._read_once(positions, watch, dedup)
+                self._read_once(positions, watch)
         except BaseException as error:  # handed to the appending thread, which raises it
             ended = error
         finally:
@@ -166,25 +168,25 @@ class Capture:
             session.close()
             self._put(ended, self.stop)
 
-    def _read_once(self, positions: dict[str, StreamPosition], watch: StreamWatch, dedup: Dedup) -> None:
+    def _read_once(self, positions: dict[str, StreamPosition], watch: StreamWatch) -> None:
         for stream in self.settings.streams():
             if stream not in positions:
                 first = positions[stream] = self.settings.first_position(stream)
                 self._put(Chunk.turn(first, first, ()), self.stop)
         wanted = {stream: positions[stream] for stream in self.settings.streams()}
         with collector_paused():
-            chunks = self._read_chunks(wanted, watch, dedup)
+            chunks = self._read_chunks(wanted, watch)
         for chunk in chunks:
             positions[chunk.end.stream] = chunk.end
             self._put(chunk, self.stop)
 
-    def _read_chunks(self, positions: Mapping[str, StreamPosition], watch: StreamWatch, dedup: Dedup) -> list[Chunk]:
+    def _read_chunks(self, positions: Mapping[str, StreamPosition], watch: StreamWatch) -> list[Chunk]:
         """One read, decoded and admitted. What Redis sent is freed on return: only the entry ids are kept."""
         look = watch.read(positions, block_seconds=BLOCK_SECONDS)
         chunks, read_at = list(look.turns), time.time_ns()
         starts = {**positions, **{turn.end.stream: turn.end for turn in look.turns}}
         for place, read in enumerate(look.reads):
-            unique = dedup.unique(watch.unlogged(read, self._admit(read)))
+            unique = self._dedup.unique(watch.unlogged(read, self._admit(read)))
             more = look.behind or place < len(look.reads) - 1
             chunk = Chunk.of(read, starts[read.stream], unique.admitted, more=more)
             told = {"read_at_ns": read_at, "traceparents": traceparents(read)}
@@ -237,8 +239,16 @@ class Capture:
         finally:
             session.close()
         if found.append.readmitted:
-            self._count([], found.append, self._log(found.append))
+            self._log_readmitted(found.append)
         return found.kept
+
+    def _log_readmitted(self, append: Append) -> None:
+        """Under their idempotency keys, like what is read: one that was sent again meanwhile is closed, not logged."""
+        unique = self._dedup.unique(Admitted(changes=append.changes, rejections=append.rejections))
+        append = evolve(append, changes=unique.admitted.changes, claims_ids=self.settings.ids.is_open)
+        self.progress.changes_repeated += unique.dropped
+        self.progress.id_conflicts += unique.conflicts
+        self._count([], append, self._log(append))
 
     def _serve(self) -> None:
         while not self._asked.empty():

@@ -7,6 +7,7 @@ null count where entries carry no id.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -186,17 +187,26 @@ class Unique:
 
 @define
 class Dedup:
-    """Drops repeated changes of one run of capture. Loads the claims of earlier ones when the first id is met."""
+    """Drops repeated changes of one run of capture. Loads the claims of earlier ones when the first id is met.
+
+    Shared by the reading thread and the appending one, which readmits; ``session`` is its own.
+    """
 
     session: Session
     window: Window
     _memory: IdMemory | None = None
+    _lock: threading.Lock = field(factory=threading.Lock)
     _trim_at: float = field(factory=lambda: time.monotonic() + TRIM_SECONDS)
 
     def unique(self, admitted: Admitted) -> Unique:
         changes = admitted.changes
         if not self.window.is_open or changes["event_id"].null_count == changes.num_rows:
             return Unique(admitted=admitted)
+        with self._lock:
+            return self._claimed(admitted)
+
+    def _claimed(self, admitted: Admitted) -> Unique:
+        changes = admitted.changes
         named = pc.is_valid(changes["event_id"])
         with self.session.relation(new_changes=changes.filter(named) if changes["event_id"].null_count else changes):
             found = self.session.arrow(statement("dedup/hashes"))

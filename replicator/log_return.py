@@ -91,6 +91,7 @@ class LogReturn:
         with self.session.transaction():
             for first in range(head + 1, top + 1, WINDOW_OFFSETS):
                 put_back(self.session, self._window(first, min(top, first + WINDOW_OFFSETS - 1)))
+            self.session.execute(statement("log_return/claim_fetched"), {"head": head})
             store_positions(self.session, self._positions(head), at)
             for standing in self.witnesses.lanes.values():
                 self._take_ledger(standing)

@@ -258,3 +258,25 @@ def test_a_log_that_retention_has_emptied_goes_on_behind_what_was_delivered(room
     assert room.service.changelog.head == 20
     delivered(room, 21, 25)
     assert room.held == numbers(1, 25) and returned(room) == []
+
+
+def test_what_was_fetched_claims_its_idempotency_keys(room: ServiceRoom) -> None:
+    def put(n: int) -> None:
+        room.client.xadd("trades", {"data": f'{{"n":{n}}}', "id": f"id-{n}"})
+
+    room.start()
+    put(1)
+    room.wait_delivered(1)
+    room.stop()
+    room.copy()
+    room.start()
+    put(2)
+    room.wait_delivered(2)
+    room.stop()
+    room.turn_back()
+    room.start()
+    for n in (1, 2, 3):
+        put(n)  # the first two are sent again, by a producer that had no answer
+    room.wait_delivered(3)
+    assert room.rows("select event_id from change_log order by log_offset") == [("id-1",), ("id-2",), ("id-3",)]
+    assert room.physical == 3

@@ -78,6 +78,31 @@ def test_what_fits_by_now_is_logged_once_at_a_new_offset(room: TablesRoom) -> No
     room.assert_verified()
 
 
+def test_a_readmitted_entry_claims_its_idempotency_key(room: TablesRoom) -> None:
+    room.put("orders", [{"id": 1, "n": 1000}], id="given")
+    room.wait_delivered()
+    room.reload(WIDE)
+    assert retry(room) == {1: ("resolved", None)}
+    room.put("orders", [{"id": 1, "n": 1000}], id="given")
+    room.put("orders", [{"id": 2, "n": 2}])
+    room.wait_delivered()
+    assert room.both("select id, n from orders_log order by _offset") == [(1, 1000), (2, 2)]
+    assert room.service.progress.changes_repeated == 1
+
+
+def test_what_was_sent_again_before_its_rejection_is_retried_is_not_logged_twice(room: TablesRoom) -> None:
+    for _ in range(2):
+        room.put("orders", [{"id": 1, "n": 1000}], id="given")
+    room.wait_delivered()
+    room.reload(WIDE)
+    room.put("orders", [{"id": 1, "n": 1000}], id="given")
+    room.wait_delivered()
+    assert retry(room, as_new=True) == {1: ("resolved", None), 2: ("resolved", None)}
+    room.wait_delivered()
+    assert room.both("select id, n from orders_log") == [(1, 1000)]
+    assert room.service.progress.changes_repeated == 2
+
+
 def test_an_entry_overtaken_by_its_key_is_logged_only_as_new(room: TablesRoom) -> None:
     room.put("orders", [{"id": 1, "n": 1000}, {"id": 2, "n": 2000}, {"id": 1, "n": 1}])
     room.wait_delivered()
