@@ -29,6 +29,7 @@ NAMES = (
     "fold.inside",
     "retention.inside",
     "migration.inside",
+    "sink_migration.inside",
     "alter.inside",
     "replay.after_send",
 )

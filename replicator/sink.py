@@ -24,6 +24,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from replicator.database_migrations import migration_checksum, read_migrations
 from replicator.errors import OutcomeUnknown, ReplicatorError, SinkMisshapen, SinkRefused, SinkRejected, SinkUnavailable
+from replicator.failpoints import failpoint
 from replicator.lanes import Lane
 from replicator.model import Checksum, OffsetRange
 from replicator.retry import kind_of_code
@@ -289,6 +290,7 @@ class ClickHouseSink:
         scripts = read_migrations(directory, applied)
         for name, text in scripts:
             self.command(text)
+            failpoint("sink_migration.inside")
             batch = pa.table({"name": [name], "checksum": [migration_checksum(text)]})
             self._insert("replicator_migrations", batch, {"async_insert": 0})
         return [name for name, _ in scripts]

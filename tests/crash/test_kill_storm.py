@@ -69,9 +69,12 @@ def test_a_kill_in_a_fold_leaves_current_rows_right(room: PipelineRoom) -> None:
     audit(room)
 
 
-def test_a_kill_in_the_first_migration_leaves_a_file_that_opens(room: PipelineRoom) -> None:
-    for time_ in range(3):
-        assert killed(room.child(f"migration.inside=kill@{time_ + 1}"), 20)
+def test_kills_in_the_migrations_of_both_databases_and_among_the_tables_made(room: PipelineRoom) -> None:
+    for nth in range(1, 4):
+        assert killed(room.child(f"migration.inside=kill@{nth}"), 20)
+    for point in ("sink_migration.inside", "alter.inside"):
+        for nth in range(1, 3):
+            assert killed(room.child(f"{point}=kill@{nth}"), 20), (point, nth)
     room.add(5)
     settle(room)
     with room.file() as session:
