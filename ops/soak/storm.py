@@ -38,7 +38,7 @@ UNDER_WAY = (
 """Failpoints that traffic reaches by itself."""
 REFUSED = ("bisect.between_children", "park.after")
 """Those that a row reaches which ClickHouse refuses: in every other cycle, for each such row costs many inserts."""
-STARTING = ("migration.inside", "alter.inside")
+STARTING = ("migration.inside", "sink_migration.inside", "alter.inside")
 RARE = ("redrive.after_send", "fold.inside")
 """Those that take ten seconds to bring about: met once in RARE_CYCLES cycles."""
 RARE_CYCLES = 4
@@ -84,7 +84,7 @@ class Cycle:
         self.chance = random.Random(self.seed)
         self.room = self.stage.fresh_room()
         for point in STARTING:
-            self._at_failpoint(point, self.chance.randint(1, 3))
+            self._at_failpoint(point, self.chance.randint(1, 2))
         settle(self.room, SETTLE_SECONDS)
         refused, rare = self.seed % 2 == 0, self.seed % RARE_CYCLES == 1
         if refused:

@@ -104,7 +104,7 @@ def test_entries_trimmed_before_the_first_start_are_no_gap(room: CaptureRoom, cl
 @counting
 def test_entries_trimmed_after_a_first_run_of_an_instant_are_counted(room: CaptureRoom, client: redis.Redis) -> None:
     room.start()
-    wait_until(lambda: room.position(), "the position of a stream that is not there")
+    wait_until(room.position, "the position of a stream that is not there")
     before = add(client, 1, 10)
     room.wait_logged(10)
     room.stop()  # before the next checked look
