@@ -52,6 +52,7 @@ class PipelineRoom:
     ladder: str = "retry_backoff_sec = [0.05, 0.1]"
     batch_size: int = 1000
     serve: str = ""
+    clickhouse_keys: str = "connect_timeout_sec = 2"
     source: redis.Redis = field(init=False)
     producers_redis_url: str = ""
     added: int = 0
@@ -67,7 +68,7 @@ class PipelineRoom:
         config.mkdir(parents=True, exist_ok=True)
         (config / "replicator.toml").write_text(
             f"[redis]\nstreams = {json.dumps(self.streams)}\n[clickhouse]\ndatabase = {json.dumps(self.database)}\n"
-            f"connect_timeout_sec = 2\n[serve]\n{self.serve}\n{self.tables}\n"
+            f"{self.clickhouse_keys}\n[serve]\n{self.serve}\n{self.tables}\n"
         )
         (config / "duckdb_rust_config.toml").write_text(
             f"[sync]\nbatch_size = {self.batch_size}\n{self.sync}\n[error_handling]\n{self.ladder}\n"

@@ -7,11 +7,13 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from contract.fakes import wait_until
 from pipeline_room import PipelineRoom
 from proxy import ErrorCode, Fault, HttpProxy, Request
 
+from replicator import Producer
 from replicator.embedded.clickhouse import ClickHouse
 
 ORDERS = """
@@ -54,6 +56,12 @@ def refuse_poison(code: int) -> object:
     return rule
 
 
+def refuse_in_earnest(room: PipelineRoom) -> None:
+    room.clickhouse.execute(
+        f"alter table {room.database}.change_log add constraint c check position(assumeNotNull(payload), 'poison') = 0"
+    )
+
+
 def parked(room: PipelineRoom, poison: set[int], code: str) -> None:
     with room.file() as session:
         assert {o for (o,) in session.rows("select first_offset from failed_syncs")} == poison
@@ -80,6 +88,32 @@ def test_one_bad_row_in_a_thousand_costs_a_logarithm_of_inserts(
     assert proxy.seen["change_log"] <= batches + 2 * math.log2(1024) + 1
 
 
+def test_one_bad_row_in_a_hundred_thousand_costs_a_logarithm_of_inserts(room: PipelineRoom, proxy: HttpProxy) -> None:
+    rows, bad = 100_000, 61_803
+    room.batch_size = rows
+    room.configure()
+    with room.running() as service:
+        wait_until(lambda: service.deliver.lanes)
+        refuse_in_earnest(room)
+        marks = ["poison" if n == bad else "" for n in range(1, rows + 1)]
+        with Producer(room.redis_url) as producer:
+            producer.send_batch("trades", pa.table({"n": range(1, rows + 1), "mark": marks}))
+        room.wait_delivered(service, 90)
+        wait_until(lambda: service.deliver.checkpoint == rows, 90)
+        session = service.database.session()
+        assert session.rows("select first_offset, last_offset, row_count, reason from failed_syncs") == [
+            (bad, bad, 1, "rejected")
+        ]
+        assert session.rows("select log_offset from parked_changes") == [(bad,)]
+        room.check_promise_three(session)
+        session.close()
+    assert room.sink_rows("select count(), uniqExact(log_offset), sum(log_offset) from {db}.change_log") == [
+        [rows - 1, rows - 1, rows * (rows + 1) // 2 - bad]
+    ]
+    batches = 4  # at most: what was read before the whole entry was
+    assert proxy.seen["change_log"] <= batches + 2 * math.log2(rows) + 1
+
+
 def test_one_bad_row_in_ten_leaves_the_nine(room: PipelineRoom, proxy: HttpProxy) -> None:
     proxy.rule = refuse_poison(469)  # type: ignore[assignment]
     for number in range(100):
@@ -93,9 +127,7 @@ def test_one_bad_row_in_ten_leaves_the_nine(room: PipelineRoom, proxy: HttpProxy
 def test_a_constraint_of_the_table_itself_is_found_out(room: PipelineRoom) -> None:
     with room.running() as service:
         wait_until(lambda: service.deliver.lanes)
-        room.clickhouse.execute(
-            f"alter table {room.database}.change_log add constraint c check position(assumeNotNull(payload), 'poison') = 0"
-        )
+        refuse_in_earnest(room)
         room.add(30)
         room.add(2, mark="poison")
         room.add(30)
