@@ -21,7 +21,7 @@ from attrs import define, frozen
 from replicator.catalog import Catalog
 from replicator.changelog import ChangeLog
 from replicator.database import Session, now, statement
-from replicator.errors import DatabaseUnavailable, ReplicatorError
+from replicator.errors import DatabaseUnavailable, ReplicatorError, SourceUnavailable
 from replicator.failpoints import failpoint
 from replicator.model import entry_order
 from replicator.state import applied_offset, fold
@@ -100,7 +100,10 @@ class Retention:
     def run(self) -> None:
         """Until stopped."""
         while not self.stop.wait(TURN_SECONDS):
-            self.turn()
+            try:
+                self.turn()
+            except SourceUnavailable as error:  # the lease has run out: capture says so
+                self.waits_for = str(error)
 
     def turn(self) -> int:
         """Delete what is due and not needed. Returns how many changes that were."""

@@ -128,7 +128,8 @@ class Verification:
         session.close()
         while not stop.wait(POLL_SECONDS):
             if interval and time.time() >= due:
-                due = time.time() + (interval if self._scheduled() else min(RETRY_SECONDS, interval))
+                wait = interval if self._scheduled() else min(RETRY_SECONDS, interval)
+                due = time.time() + wait  # from its end: between two comparisons retention has its turn
 
     def _first_due(self, session: Session, interval: float) -> float:
         """An interval after the last one, so that restarts neither hurry nor starve it."""

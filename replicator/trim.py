@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from enum import StrEnum
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from attrs import define, field
 
 from replicator.changelog import ChangeLog
 from replicator.database import Session, statement
+from replicator.errors import SourceUnavailable
 from replicator.model import NO_ENTRY, EntryId, StreamPosition, entry_order
 from replicator.source_trim import Trimmed
 
@@ -59,9 +61,10 @@ class Trimmer:
     """By stream the group that has yet to read or acknowledge what could go otherwise."""
 
     def run(self) -> None:
-        """Until stopped."""
+        """Until stopped. While Redis is silent there is nothing to do; capture says so."""
         while not self.stop.wait(TURN_SECONDS):
-            self.turn()
+            with suppress(SourceUnavailable):
+                self.turn()
 
     def turn(self) -> None:
         """Trim every stream as far as it may be. Raises SourceUnavailable or OwnershipLost."""

@@ -21,6 +21,7 @@ import click
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
+import structlog
 from attrs import define, field
 from pipeline_room import PipelineRoom
 
@@ -69,6 +70,8 @@ def main(changes: int, log_mb: int, as_json: bool) -> None:
 
 def _serve(config: Path, environment: Mapping[str, str]) -> None:
     """The child: the whole service, in which a delivery is settled after seconds."""
+    log = (config.parent / "service.log").open("a", buffering=1)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(log))
     running = RunningService.build(load_settings(config, environ=environment), lambda: load_settings(config))
     running.service.keeping.retention.settled_seconds = SETTLED_SECONDS
     running.run()
@@ -90,6 +93,7 @@ class Pruned:
         self.room = self.stage.fresh_room(batch_size=100_000, sync="sync_interval_sec = 1", serve="port = 0")
         path = self.room.directory / "config" / "replicator.toml"
         text = path.read_text().replace("[redis]\n", '[redis]\ntrim = "confirmed"\n')
+        text = text.replace("connect_timeout_sec = 2", "connect_timeout_sec = 30")
         path.write_text(text + SECTIONS.format(bytes=log_mb << 20))
         self.last = np.full(KEYS, -1, dtype=np.int64)
         with self._serving():
