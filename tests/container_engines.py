@@ -55,6 +55,12 @@ class _Engine:
     def _answers(self) -> bool:
         raise NotImplementedError
 
+    def _published(self, inner: int) -> DockerContainer:
+        """Reached on loopback only; testcontainers' own way would open the port to the network."""
+        container = DockerContainer(self.image)
+        container.ports[f"{inner}/tcp"] = (LOOPBACK, self.port)
+        return container
+
     @property
     def _wrapped(self) -> Any:
         assert self._container is not None
@@ -106,7 +112,7 @@ class ContainerRedis(_Engine):
     def _configured(self) -> DockerContainer:
         server = "valkey-server" if "valkey" in self.image else "redis-server"
         command = f"{server} --appendonly yes --appendfsync everysec --maxmemory-policy noeviction --protected-mode no"
-        return DockerContainer(self.image).with_bind_ports(6379, (LOOPBACK, self.port)).with_command(command)
+        return self._published(6379).with_command(command)
 
     @property
     def url(self) -> str:
@@ -128,7 +134,7 @@ class ContainerClickHouse(_Engine):
     password: str
 
     def _configured(self) -> DockerContainer:
-        container = DockerContainer(self.image).with_bind_ports(8123, (LOOPBACK, self.port))
+        container = self._published(8123)
         for name, value in {
             "CLICKHOUSE_USER": self.user,
             "CLICKHOUSE_PASSWORD": self.password,
