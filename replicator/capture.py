@@ -9,8 +9,9 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Protocol
 
 import pyarrow as pa
@@ -115,6 +116,9 @@ class Capture:
     _reader_ended: bool = field(default=False, init=False)
     _trouble: BaseException | None = field(default=None, init=False)
     """Why this run ends, once what was read is logged."""
+    _appending: threading.Lock = field(factory=threading.Lock, init=False)
+    _outdated: bool = field(default=False, init=False)
+    """Whether what was read and is not logged yet was admitted by rules that are no longer in force."""
 
     def run(self) -> None:
         """Until stopped. Raises the first error of either thread; call again to go on from what the log holds."""
@@ -130,7 +134,7 @@ class Capture:
         self.source.begin()
         self._chunks = queue.Queue(QUEUE_CHUNKS_MAX)
         self._quit_reading.clear()
-        self._reader_ended, self._trouble = False, None
+        self._reader_ended, self._trouble, self._outdated = False, None, False
         self.changelog.reread(self.session)
         self._positions = self.changelog.positions(self.session)
         self.progress.positions = dict(self._positions)
@@ -250,6 +254,13 @@ class Capture:
         self.progress.id_conflicts += unique.conflicts
         self._count([], append, self._log(append))
 
+    @contextmanager
+    def between_appends(self) -> Iterator[None]:
+        """Nothing is appended inside the block, and what was read before it is read again. From any thread."""
+        with self._appending:
+            yield
+            self._outdated = True
+
     def _serve(self) -> None:
         while not self._asked.empty():
             work, asked = self._asked.get_nowait()
@@ -321,7 +332,10 @@ class Capture:
 
     def _log(self, append: Append) -> OffsetRange | None:
         failpoint("append.before_commit")
-        logged = self.changelog.append(self.session, append, may_log=self.may_log)
+        with self._appending:
+            if self._outdated:
+                raise SourceTurned("a table was declared anew: what was read under its old declaration is read again")
+            logged = self.changelog.append(self.session, append, may_log=self.may_log)
         failpoint("append.after_commit")
         self._publish(append.positions)
         return logged

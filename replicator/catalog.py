@@ -9,11 +9,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from replicator import sink_ddl
 from replicator.column_types import Kind
-from replicator.config import TableConfig
+from replicator.config import Settings, TableConfig
 from replicator.database import Database, Session, now, statement
 from replicator.errors import ConfigError, SinkMisshapen
 from replicator.failpoints import failpoint
@@ -55,37 +55,70 @@ class Catalog:
     """The declared tables, each at its newest version."""
     sums: Mapping[str, DeclaredSums] = field(factory=dict)
     """What is summed on both sides, of the tables that declare it."""
+    pipeline: str = ""
+    """Under whose name ClickHouse is told how tables are declared; empty: it is not."""
+    _rebuilt: dict[str, int] = field(factory=dict)
+    """By table the last version that it was rebuilt for."""
     _versions: dict[tuple[str, int], TableSchema] = field(factory=dict)
     _lanes: dict[tuple[str, int, int], Lane] = field(factory=dict)
     _made: set[tuple[str, int]] = field(factory=set)
     _lock: threading.Lock = field(factory=threading.Lock)
+    shaping: threading.RLock = field(factory=threading.RLock)
+    """Held while a table's shape is changed in the file, and while its current rows are folded."""
 
     @classmethod
     def open(
-        cls, database: Database, tables: Sequence[TableConfig], streams: Sequence[str], log_ttl_days: int = 0
+        cls,
+        database: Database,
+        tables: Sequence[TableConfig],
+        streams: Sequence[str],
+        log_ttl_days: int = 0,
+        kept: Sequence[str] = (),
     ) -> Catalog:
-        """The catalog for the configured tables; see `declare` for what it raises."""
+        """The catalog for the configured tables; see `declare`."""
         catalog = cls(database=database, log_ttl_days=log_ttl_days)
         session = database.session()
-        for name, version, text in session.rows(statement("catalog/schemas")):
-            catalog._versions[name, version] = from_definition(text, version)
+        for _, version, text, rebuilt in session.rows(statement("catalog/schemas")):
+            catalog._take(from_definition(text, version), rebuilt=rebuilt)
         session.close()
-        catalog.declare(tables, streams)
+        catalog.declare(tables, streams, kept)
         return catalog
 
-    def declare(self, tables: Sequence[TableConfig], streams: Sequence[str]) -> list[str]:
+    @classmethod
+    def configured(cls, database: Database, settings: Settings, kept: Sequence[str] = ()) -> Catalog:
+        """The catalog of a pipeline, which also tells ClickHouse how tables are declared."""
+        c = settings.clickhouse
+        catalog = cls.open(database, settings.tables, settings.redis.streams, c.log_ttl_days, kept)
+        catalog.pipeline = settings.pipeline.name
+        return catalog
+
+    def _take(self, schema: TableSchema, *, rebuilt: bool) -> None:
+        """Know of a version. One that the table was rebuilt for is how all changes before it are typed, too."""
+        self._versions[schema.name, schema.schema_version] = schema
+        if rebuilt:
+            self._rebuilt[schema.name] = schema.schema_version
+            for name, version in list(self._versions):
+                if name == schema.name:
+                    self._versions[name, version] = schema.at_version(version)
+            self._lanes = {key: lane for key, lane in self._lanes.items() if key[0] != schema.name}
+
+    def declare(self, tables: Sequence[TableConfig], streams: Sequence[str], kept: Sequence[str] = ()) -> list[str]:
         """Take the configured tables as they are now. Returns what changed, in words.
 
         A changed table gets a new version, recorded before the first change is logged under it. Raises ConfigError
-        with every problem, and then nothing was taken.
+        with every problem, and then nothing was taken. Tables in ``kept`` stay as they are, whatever is configured.
         """
+        with self.shaping:
+            return self._declare(tables, streams, kept)
+
+    def _declare(self, tables: Sequence[TableConfig], streams: Sequence[str], kept: Sequence[str]) -> list[str]:
         problems: list[str] = []
         declared: dict[str, TableSchema] = {}
         sums: dict[str, DeclaredSums] = {}
         for table in tables:
             try:
-                schema = table_schema(table.name, table.columns, table.key, table.on_unknown_field)
-                declared[table.name] = self._versioned(schema)
+                schema = declared_schema(table)
+                declared[table.name] = schema = self._versioned(schema, keep=table.name in kept)
                 if found := declared_sums(schema, table.sums, table.by):
                     sums[table.name] = found
             except ConfigError as error:
@@ -103,20 +136,18 @@ class Catalog:
             encodings={t.stream: t.encoding for t in tables if t.encoding != "auto"},
             tables={t.stream: t.name for t in tables},
             streams=tuple(streams),
-            json_columns={
-                s.name: names
-                for s in declared.values()
-                if (names := frozenset(c.name for c in s.columns if c.type.kind is Kind.JSON))
-            },
+            json_columns={s.name: names for s in declared.values() if (names := _json_columns(s))},
         )
         return [f"{s.name} is at version {s.schema_version}" for s in changed]
 
-    def _versioned(self, schema: TableSchema) -> TableSchema:
+    def _versioned(self, schema: TableSchema, *, keep: bool) -> TableSchema:
         """The schema at the version it has, or would get."""
         known = self.history(schema.name)
         if not known:
             return schema.at_version(1)
         newest = known[-1]
+        if keep:
+            return newest
         change = compare(newest, schema)
         if change.refusals:
             raise ConfigError(change.refusals)
@@ -125,10 +156,15 @@ class Catalog:
     def _record(self, session: Session, schemas: Sequence[TableSchema]) -> None:
         with session.transaction():
             for schema in schemas:
-                row = [schema.name, schema.schema_version, definition(schema), now()]
-                session.execute(statement("catalog/add_schema"), row)
+                add_schema(session, schema, rebuilt=False)
         for schema in schemas:
-            self._versions[schema.name, schema.schema_version] = schema
+            self._take(schema, rebuilt=False)
+
+    def take_rebuilt(self, schema: TableSchema) -> None:
+        """A table was rebuilt for a declaration that it could not have been altered to: it is the table's newest now."""
+        self._take(schema, rebuilt=True)
+        self.current = {**self.current, schema.name: schema}
+        self.routes = evolve(self.routes, json_columns={**self.routes.json_columns, schema.name: _json_columns(schema)})
 
     @property
     def tables_seen(self) -> list[str]:
@@ -190,6 +226,8 @@ class Catalog:
 
     def _make(self, sink: ClickHouseSink, schema: TableSchema) -> None:
         """Goes on where an earlier try ended, even one that was killed between two statements."""
+        if self.pipeline:  # before the first row of a version is there, so that a restore can read it
+            sink.record_schemas([self._on_record(version) for version in self.history(schema.name)])
         for sql in self._alters(sink, schema):
             sink.command(sql)
             failpoint("alter.inside")
@@ -198,6 +236,11 @@ class Catalog:
             failpoint("alter.inside")
         with self._lock:
             self._made.add((schema.name, schema.schema_version))
+
+    def _on_record(self, schema: TableSchema) -> dict[str, object]:
+        rebuilt = self._rebuilt.get(schema.name) == schema.schema_version
+        row = {"pipeline": self.pipeline, "table_name": schema.name, "schema_version": schema.schema_version}
+        return {**row, "definition": definition(schema), "rebuilt": int(rebuilt)}
 
     def _alters(self, sink: ClickHouseSink, schema: TableSchema) -> list[str]:
         """What T_log and T_state still lack. Raises SinkMisshapen where one is as no version of ours has it."""
@@ -213,6 +256,10 @@ class Catalog:
             statements += sink_ddl.alter_table(name, older[-1], schema)
         return statements
 
+    def forget_made(self, table: str) -> None:
+        """The table's places in ClickHouse are to be looked at, and put right, before the next row is sent."""
+        self._made = {each for each in self._made if each[0] != table}
+
     def prepare(self, sink: ClickHouseSink) -> list[str]:
         """Make all declared tables now, so that analysts find them before the first change. Returns their names.
 
@@ -226,6 +273,21 @@ class Catalog:
                 continue
             done.append(name)
         return done
+
+
+def declared_schema(table: TableConfig) -> TableSchema:
+    """A table as it is configured. Raises ConfigError with every problem."""
+    return table_schema(table.name, table.columns, table.key, table.on_unknown_field)
+
+
+def add_schema(session: Session, schema: TableSchema, *, rebuilt: bool) -> None:
+    """Record a version in the file. Call inside a transaction."""
+    row = [schema.name, schema.schema_version, definition(schema), now(), rebuilt]
+    session.execute(statement("catalog/add_schema"), row)
+
+
+def _json_columns(schema: TableSchema) -> frozenset[str]:
+    return frozenset(column.name for column in schema.columns if column.type.kind is Kind.JSON)
 
 
 _GENERIC_COLUMNS = {c.name: c.clickhouse for c in (PIPELINE, *GENERIC, SEND)}

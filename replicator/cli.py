@@ -41,6 +41,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "snapshot": ("replicator.cli_snapshot", "snapshot_command"),
     "verify": ("replicator.cli_verify", "verify_command"),
     "replay": ("replicator.cli_replay", "replay_command"),
+    "rebuild": ("replicator.cli_rebuild", "rebuild_command"),
+    "restore": ("replicator.cli_restore", "restore_command"),
     "pause": ("replicator.cli_deliver", "pause_command"),
     "resume": ("replicator.cli_deliver", "resume_command"),
     "failed": ("replicator.cli_records", "failed_group"),

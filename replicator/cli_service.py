@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,14 +14,17 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def opened_service(settings: Settings, *, owned: bool) -> Iterator[Service]:
-    """The service's parts without its loops; ``owned``: with the pipeline claimed, so that it may write."""
+def opened_service(settings: Settings, *, owned: bool, kept: Sequence[str] = ()) -> Iterator[Service]:
+    """The service's parts without its loops; ``owned``: with the pipeline claimed, so that it may write.
+
+    Tables in ``kept`` are taken as the file has them, whatever is configured.
+    """
     from replicator.service import Service  # noqa: PLC0415 - loads everything
 
     path = settings.writer.database.path
     if not path.exists():
         raise DatabaseUnavailable(f"there is no database at {path} yet", hint="the first `replicator run` makes it")
-    service = Service.build(settings)
+    service = Service.build(settings, kept)
     try:
         if owned:
             service.ownership.acquire(service.stop)

@@ -60,7 +60,7 @@ def migrate(settings: Settings) -> dict[str, Any]:
         catalog = None
     else:
         database = open_database(settings, applied=done["duckdb"].append)
-        catalog = Catalog.open(database, settings.tables, settings.redis.streams, settings.clickhouse.log_ttl_days)
+        catalog = Catalog.configured(database, settings)
     try:
         done["clickhouse"] = sink.migrate(migrations_dir() / "clickhouse")
         done["tables"] = catalog.prepare(sink) if catalog else []

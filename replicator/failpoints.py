@@ -32,6 +32,8 @@ NAMES = (
     "sink_migration.inside",
     "alter.inside",
     "replay.after_send",
+    "rebuild.copied",
+    "rebuild.inside",
 )
 
 

@@ -6,7 +6,7 @@ A lane is a declared table at one schema version, or the generic lane of all cha
 from __future__ import annotations
 
 import pyarrow as pa
-from attrs import frozen
+from attrs import evolve, frozen
 
 from replicator.checksum import GENERIC_HASHED, HashedColumn, hashed_columns, row_hash_clickhouse, row_hash_duckdb
 from replicator.log_columns import GENERIC
@@ -90,13 +90,18 @@ _LOGGED_OR_PARKED = (
 _RANGE = "log_offset between $first and $last"
 
 
-def typed_lane(schema: TableSchema, newest: TableSchema) -> Lane:
-    """The lane of a declared table at one version, into the table as its newest version has it."""
+def typed_lane(schema: TableSchema, newest: TableSchema, *, source: str = "change_log", place: str = "") -> Lane:
+    """The lane of a declared table at one version, into the table as its newest version has it.
+
+    ``source`` is what holds the changes, in the columns of the log; ``place`` a name that its tables in ClickHouse have
+    in the place of the table's own.
+    """
     where = f"table_name = {literal(schema.name)} and schema_version = {schema.schema_version}"
-    source = f"(select * from change_log where {_RANGE} and {where})"
+    source = f"(select * from {source} where {_RANGE} and {where})"
+    there = evolve(schema, name=place or schema.name)
     return Lane(
         name=schema.name,
-        target=schema.log_name,
+        target=there.log_name,
         batch_sql=wire_sql(schema, source, newest),
         typed_sql=typed_rows_sql(schema, source),
         arrow=arrow_schema(newest),
@@ -105,7 +110,7 @@ def typed_lane(schema: TableSchema, newest: TableSchema) -> Lane:
         offset_column="_offset",
         hashed=hashed_columns(schema),
         schema_version=schema.schema_version,
-        state_check=_state_check(schema),
+        state_check=_state_check(there),
     )
 
 

@@ -74,6 +74,10 @@ class Ledger:
         """Frozen batches whose delivery is not recorded, in the order of their offsets."""
         return [_batch(row) for row in session.rows(statement("ledger/undelivered"))]
 
+    def delivered(self, session: Session, lane: str) -> list[Batch]:
+        """A lane's delivered batches in the order of their offsets, less those of which nothing was left to deliver."""
+        return [_batch(row[:9]) for row in session.rows(statement("sink_return/delivered"), [lane]) if row[5]]
+
     def open_failures(self, session: Session, lane: str | None = None) -> list[FailedSync]:
         """Open rows of failed_syncs, oldest offsets first."""
         sql = self._statement("ledger/open_failures")

@@ -64,7 +64,10 @@ class Witnesses:
 
 
 def _behind(positions: Mapping[str, StreamPosition], stream: str) -> EntryId:
-    return positions[stream].behind if stream in positions else NO_ENTRY
+    """How far the log knows the stream: read, or to be read again since it went back."""
+    if stream not in positions:
+        return NO_ENTRY
+    return _later(positions[stream].known_through, positions[stream].behind)
 
 
 @define
@@ -78,6 +81,10 @@ class LogReturn:
     known_version: Callable[[str, int], int]
     """The schema version to log a table's change under: its own where that is known here."""
     failed_table: str = "failed_syncs"
+    begin_at: int = 1
+    """The first offset to fetch where the log is empty: what lies before it is nowhere any more, and that is known."""
+    watch: Callable[[int], None] = lambda _: None
+    """Told of the offsets just fetched or voided."""
     fetched: int = field(default=0, init=False)
     voided: int = field(default=0, init=False)
 
@@ -89,8 +96,10 @@ class LogReturn:
         at = now()
         log.error("log_went_back", head=head, top=top, timeline=timeline)
         with self.session.transaction():
-            for first in range(head + 1, top + 1, WINDOW_OFFSETS):
-                put_back(self.session, self._window(first, min(top, first + WINDOW_OFFSETS - 1)))
+            for first in range(max(head + 1, self.begin_at), top + 1, WINDOW_OFFSETS):
+                window = self._window(first, min(top, first + WINDOW_OFFSETS - 1))
+                put_back(self.session, window)
+                self.watch(window.num_rows)
             self.session.execute(statement("log_return/claim_fetched"), {"head": head})
             store_positions(self.session, self._positions(head), at)
             for standing in self.witnesses.lanes.values():
@@ -144,7 +153,8 @@ class LogReturn:
         start = mine
         if epoch > mine.stream_epoch:
             start = StreamPosition(stream=mine.stream, stream_epoch=epoch)
-        start = evolve(start, published_entry_id=None, known_through=_later(mine.known_through, last))
+        known = _later(about.group_entry_id, _later(mine.known_through, last))
+        start = evolve(start, published_entry_id=None, known_through=known)
         where = {"stream": mine.stream, "epoch": epoch, "head": head, "after": _number(start.behind)}
         limit = _number(about.first_entry_id) if about.first_entry_id else str((1 << 127) - 1)
         row = self.session.row(statement("log_return/gone_entries"), {**where, "before": limit})

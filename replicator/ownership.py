@@ -106,6 +106,27 @@ class Ownership:
                 )
             stop.wait(POLL_SECONDS)
 
+    def take_over(self, stop: threading.Event) -> str | None:
+        """Bind the pipeline to this instance, whoever it belonged to. Returns who that was, None for nobody else.
+
+        Waits for a dead owner's lease to expire; raises OwnershipLost while a process serves it.
+        """
+        mine = self.instance_id.encode()
+        bound = self.store.swap(self.owner_key, None, mine)
+        if bound in (None, mine):
+            return None
+        deadline = self.clock() + self.lease_seconds + 2
+        while (holder := self.store.swap(self.lease_key, b"", None)) and self.clock() < deadline:
+            stop.wait(POLL_SECONDS)  # what is never there was expected, so the lease was only looked at
+        if holder:
+            raise self._give_up(
+                f"pipeline {self.pipeline!r} is being served by {_named(holder)}",
+                "its file is not lost: stop that process first, or leave it alone",
+            )
+        if self.store.swap(self.owner_key, bound, mine) != bound:
+            raise self._give_up(f"pipeline {self.pipeline!r} has got another owner just now", "look who that is")
+        return bound.decode(errors="replace")
+
     def check(self) -> None:
         """Before every commit of capture. Raises OwnershipLost, or SourceUnavailable when the lease has run out."""
         if self.lost is not None:

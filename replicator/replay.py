@@ -9,38 +9,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-import pyarrow as pa
 import structlog
 from attrs import define, evolve, frozen
 
-from replicator.catalog import Catalog
 from replicator.controls import record_action
 from replicator.database import Session, now, statement
-from replicator.errors import OutcomeUnknown, SinkMisshapen, SinkUnavailable, UsageError
+from replicator.errors import SinkMisshapen, SinkUnavailable, UsageError
 from replicator.failpoints import failpoint
 from replicator.lanes import Lane
-from replicator.model import Checksum, OffsetRange, version_of
+from replicator.model import OffsetRange
 from replicator.pieces import without
 from replicator.replay_plan import Planner, ReplayPlan, ReplayRequest, TablePlan
-from replicator.retry import Ladder
-from replicator.sink import ClickHouseSink, Send
-
-RUNNING_POLL_SECONDS = 0.25
+from replicator.resend import Ready, Resender
 
 log = structlog.get_logger(__name__)
-
-
-class Ready(Protocol):
-    """Part of a range as Arrow, ready for its target but for ``_send``."""
-
-    @property
-    def offsets(self) -> OffsetRange: ...
-    @property
-    def table(self) -> pa.Table: ...
-    @property
-    def checksum(self) -> Checksum: ...
 
 
 @frozen
@@ -59,15 +43,10 @@ class Replayer:
     """Replays with a session of its own. ``rest`` waits between two sends and raises where the replay is to end."""
 
     session: Session
-    sink: ClickHouseSink
-    catalog: Catalog
     planner: Planner
-    pipeline: str
-    timeline: int
-    next_send: Callable[[], int]
+    resender: Resender
     prepare: Callable[[Lane, OffsetRange, int], Ready]
     """Reads a range, or as much of its beginning as memory has room for."""
-    ladder: Ladder
     rest: Callable[[float], None]
     sent: Callable[[str, int], None]
     """Told of each insert: the table and its rows."""
@@ -128,7 +107,7 @@ class Replayer:
         return {"replay": replay_id, "sent_rows": rows, "seconds": round(time.monotonic() - started, 3)}
 
     def _send_range(self, replay_id: int, table: str, version: int, offsets: OffsetRange, rate: float | None) -> int:
-        lane, rows = self.catalog.lane(table, version), 0
+        lane, rows = self.planner.catalog.lane(table, version), 0
         while True:
             began = time.monotonic()
             ready = self.prepare(lane, offsets, version)
@@ -144,37 +123,13 @@ class Replayer:
             offsets = evolve(offsets, first=ready.offsets.last + 1)
 
     def _send(self, lane: Lane, ready: Ready) -> None:
-        """Insert a range, again and again while ClickHouse is away, each time under a send of its own."""
-        retry = 0
-        while True:
-            try:
-                self.catalog.ensure(self.sink, lane)
-                return self._insert(lane, ready)
-            except (SinkUnavailable, OutcomeUnknown) as error:
-                wait = self.ladder.wait_seconds(retry)
-                if wait is None:
-                    raise SinkUnavailable(
-                        f"the replay stopped before {lane.name} {ready.offsets}: {error.message}",
-                        hint="`replicator replay --resume` goes on from there",
-                    ) from error
-                log.warning("replay_waits", lane=lane.name, error=str(error))
-                self.rest(wait)
-                retry += 1
-
-    def _insert(self, lane: Lane, ready: Ready) -> None:
-        while self.sink.running(self.pipeline, lane.target, ready.offsets):
-            self.rest(RUNNING_POLL_SECONDS)
-        send = Send(
-            pipeline=self.pipeline,
-            target=lane.target,
-            offsets=ready.offsets,
-            checksum=ready.checksum,
-            send=version_of(self.timeline, self.next_send()),
-            attempt=1,
-            schema=lane.arrow,
-        )
-        numbers = pa.repeat(pa.scalar(send.send, pa.uint64()), ready.table.num_rows)
-        self.sink.insert(send, ready.table.append_column("_send", numbers))
+        try:
+            self.planner.catalog.ensure(self.planner.sink, lane)
+            self.resender.send(lane, ready)
+        except SinkUnavailable as error:
+            raise SinkUnavailable(
+                f"the replay stopped before {error.message}", hint="`replicator replay --resume` goes on from there"
+            ) from error
 
     def _move(self, replay_id: int, table: str, through: int, rows: int) -> None:
         where = {"id": replay_id, "table": table, "through": through, "rows": rows, "at": now()}

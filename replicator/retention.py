@@ -196,7 +196,8 @@ class Retention:
         for name in self.catalog.tables_seen:
             applied = applied_offset(session, name)
             while applied < due and name not in self.catalog.current and not self.stop.is_set():
-                applied = fold(session, self.catalog.history(name)[-1], due)
+                with self.catalog.shaping:
+                    applied = fold(session, self.catalog.history(name)[-1], due)
             if applied < due:
                 self.want_folded(due)
                 found.append((f"the current rows of {name} do not contain it yet", applied + 1))

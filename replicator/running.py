@@ -47,6 +47,7 @@ PARTS = (
     "replicator.server_snapshot",
     "replicator.server_replay",
     "replicator.server_doctor",
+    "replicator.server_rebuild",
 )
 """Modules that add to the HTTP interface: ``make_router(running, doors)`` returns an APIRouter. Mounted where present."""
 ATTEND_SECONDS = 0.5

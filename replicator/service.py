@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 from attrs import define, field
@@ -42,6 +42,7 @@ from replicator.ownership import Ownership, seat_of
 from replicator.reconcile import Reconciler
 from replicator.retry import Ladder
 from replicator.service_keep import Keeping
+from replicator.service_rebuild import settle_rebuilds
 from replicator.service_reconcile import build_reconciler, prepare_sink
 from replicator.sink import ClickHouseSink, SinkOptions
 from replicator.snapshot_files import MAKING
@@ -137,6 +138,7 @@ class Service:
     started_at: float = field(factory=time.time)
     loops: dict[str, LoopHealth] = field(factory=dict)
     fatal: ReplicatorError | None = None
+    rebuilding: set[str] = field(factory=set)
     _threads: list[threading.Thread] = field(factory=list)
 
     def __attrs_post_init__(self) -> None:
@@ -144,11 +146,11 @@ class Service:
         self.keeping = Keeping.of(self)
 
     @classmethod
-    def build(cls, settings: Settings) -> Service:
-        """All parts, connected to nothing but the DuckDB file. Raises what opening it raises."""
+    def build(cls, settings: Settings, kept: Sequence[str] = ()) -> Service:
+        """All parts, connected to nothing but the file; tables ``kept`` are as it has them. Raises what opening it raises."""
         database = open_database(settings)
         stop, progress = threading.Event(), CaptureProgress()
-        catalog = Catalog.open(database, settings.tables, settings.redis.streams, settings.clickhouse.log_ttl_days)
+        catalog = Catalog.configured(database, settings, kept)
         controls = Controls.open(database)
         changelog = ChangeLog.open(database)
         ledger = Ledger.open(database, settings.writer.error_handling.failed_sync_table)
@@ -286,9 +288,10 @@ class Service:
         """Deliver begins when the sink has our tables and what it was given; until then capture goes on without it."""
         while not self.stop.is_set():
             self.reconciler.await_log()
-            prepare_sink(self.sink, self.catalog)
             try:
                 with self.reconciler.sending:
+                    settle_rebuilds(self)
+                    prepare_sink(self.sink, self.catalog)
                     self.reconciler.check_sink()
                     self.deliver.run()
             except SinkTurned as error:

@@ -11,7 +11,7 @@ from replicator.database import Session
 from replicator.database_migrations import read_migrations
 from replicator.model import GENERIC_LANE
 from replicator.reconcile import Reconciler
-from replicator.sink import LEDGER, ClickHouseSink
+from replicator.sink import LEDGER, SCHEMAS, ClickHouseSink
 from replicator.sink_return import SinkReturn
 from replicator.sink_ttl import set_log_ttl
 from replicator.standing import SinkStanding
@@ -24,7 +24,9 @@ def prepare_sink(sink: ClickHouseSink, catalog: Catalog) -> list[str]:
     """Our tables in ClickHouse: migrations, then the declared tables. Returns what was applied."""
     scripts = migrations_dir() / "clickhouse"
     applied = sink.migrate(scripts)
-    if len(sink.columns_of([GENERIC_LANE, LEDGER])) < 2:  # dropped behind our back: each script may be run again
+    if (
+        len(sink.columns_of([GENERIC_LANE, LEDGER, SCHEMAS])) < 3
+    ):  # dropped behind our back: each script may be run again
         for _, text in read_migrations(scripts, {}):
             sink.command(text)
     applied += catalog.prepare(sink)

@@ -10,6 +10,7 @@ from attrs import define, frozen
 from replicator.deliver_work import BATCH_BYTES_MAX
 from replicator.replay import Replayer
 from replicator.replay_plan import Planner, ReplayRequest
+from replicator.resend import Resender
 from replicator.service_job import REPLAY, Job, Jobs
 
 if TYPE_CHECKING:
@@ -59,14 +60,15 @@ class Replaying:
         service, progress = self.service, job.progress
         settings, worker = service.settings, service.deliver.worker
 
+        def rest(seconds: float) -> None:
+            self.jobs.rest(job, seconds)
+
         def sent(table: str, rows: int) -> None:
             progress.what = table
             progress.compared(rows)
 
         return Replayer(
             session=session,
-            sink=service.sink,
-            catalog=service.catalog,
             planner=Planner(
                 session=session,
                 sink=service.sink,
@@ -75,11 +77,20 @@ class Replaying:
                 failed_table=service.ledger.failed_table,
                 batch_rows=settings.writer.sync.batch_size,
             ),
-            pipeline=settings.pipeline.name,
-            timeline=service.changelog.timeline,
-            next_send=lambda: service.ledger.next_send(session),
+            resender=resender(service, session, rest),
             prepare=lambda lane, offsets, version: worker.prepare(lane, offsets, version, BATCH_BYTES_MAX),
-            ladder=service.deliver.settings.ladder(),
-            rest=lambda seconds: self.jobs.rest(job, seconds),
+            rest=rest,
             sent=sent,
         )
+
+
+def resender(service: Service, session: Session, rest: Callable[[float], None]) -> Resender:
+    """For one job, with the job's session."""
+    return Resender(
+        sink=service.sink,
+        pipeline=service.settings.pipeline.name,
+        timeline=lambda: service.changelog.timeline,
+        next_send=lambda: service.ledger.next_send(session),
+        ladder=service.deliver.settings.ladder(),
+        rest=rest,
+    )

@@ -20,6 +20,7 @@ from replicator.database import Session
 from replicator.errors import ReplicatorError
 from replicator.repair import Repairer
 from replicator.service_job import VERIFY, Job, Jobs
+from replicator.service_rebuild import drop_kept
 from replicator.status_file import VERIFY_LAST, read_last_verify
 from replicator.verify import Progress, Verifier
 from replicator.verify_report import VerifyReport, VerifyRequest
@@ -105,6 +106,8 @@ class Verification:
 
     def _remember(self, session: Session, report: VerifyReport) -> None:
         """Of a comparison of everything: `status` shows it until the next one."""
+        if report.request.whole:
+            drop_kept(self.service, session, report)
         if report.request.tables or not report.request.whole:
             return
         before = read_last_verify(session)

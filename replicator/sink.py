@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ INSERT_SETTINGS = {
 }
 """One block per insert, its token honoured, nothing defaulted in silence. Source: measured on ClickHouse 26.9."""
 LEDGER = "replicator_batches"
+SCHEMAS = "replicator_schemas"
 CLOSE_SECONDS = 0.5
 _NOT_SENT = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
 _URL = re.compile(
@@ -201,6 +202,13 @@ class ClickHouseSink:
         batch = batch.set_column(at, "delivered_at", batch["delivered_at"].cast(pa.timestamp("us", "UTC")))
         settings = {**INSERT_SETTINGS, "deduplicate_insert": "disable", "log_comment": f"{rows[0].pipeline}/ledger"}
         self._insert(LEDGER, batch, settings)
+
+    def record_schemas(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write down how tables are declared: rows of SCHEMAS. Writing one again is harmless."""
+        kinds = [("pipeline", pa.string()), ("table_name", pa.string()), ("schema_version", pa.int32())]
+        kinds += [("definition", pa.string()), ("rebuilt", pa.uint8())]
+        batch = pa.Table.from_pylist([dict(row) for row in rows], pa.schema(kinds))
+        self._insert(SCHEMAS, batch, {"async_insert": 0})
 
     def running(self, pipeline: str, target: str, offsets: OffsetRange) -> int:
         """How many inserts of this range ClickHouse is running now."""

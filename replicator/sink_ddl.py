@@ -20,7 +20,7 @@ _OURS: Mapping[str, LogColumn] = {column.name: column for column in (PIPELINE, *
 
 def create_statements(schema: TableSchema, log_ttl_days: int | None = None) -> list[str]:
     """Statements that create T_log, T_state, the view between them and T, in this order."""
-    return [_create_log(schema, log_ttl_days), _create_state(schema), _create_feed(schema), _create_view(schema)]
+    return [_create_log(schema, log_ttl_days), _create_state(schema), _create_feed(schema), create_view(schema)]
 
 
 def alter_statements(old: TableSchema, new: TableSchema) -> list[str]:
@@ -46,7 +46,7 @@ def renew_statements(schema: TableSchema, log_ttl_days: int | None = None) -> li
 
 def _view_statements(schema: TableSchema) -> list[str]:
     feed = f"alter table {quote_clickhouse(feed_name(schema))} modify query {_feed_query(schema)}"
-    return [feed, _create_view(schema)]
+    return [feed, create_view(schema)]
 
 
 def drop_statements(schema: TableSchema) -> list[str]:
@@ -143,7 +143,8 @@ def _create_feed(schema: TableSchema) -> str:
     return f"create materialized view if not exists {feed} to {state} as\n{_feed_query(schema)}"
 
 
-def _create_view(schema: TableSchema) -> str:
+def create_view(schema: TableSchema) -> str:
+    """The statement that makes T, or makes it anew in one step."""
     names = [*(column.name for column in schema.columns), *IN_STATE]
     return (
         f"create or replace view {quote_clickhouse(schema.name)} as\nselect {_listed(names)} "

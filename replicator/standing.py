@@ -25,7 +25,8 @@ RANGES_PER_STATEMENT = 1_000
 
 @frozen(kw_only=True)
 class LaneStanding:
-    """``agreed`` is the end of the ledger's union, ``top`` the highest offset in ledger or rows, 0 where there is none.
+    """``agreed`` is the end of the ledger's union, ``top`` the highest offset in ledger or rows, ``low`` the lowest of
+    the rows; 0 where there is none.
 
     ``rows_recorded`` and ``rows_held`` count what the ledger says of the agreed part, and what the table has of it.
     """
@@ -37,6 +38,7 @@ class LaneStanding:
     timeline: int = 0
     rows_recorded: int = 0
     rows_held: int = 0
+    low: int = 0
 
 
 @frozen(kw_only=True)
@@ -96,11 +98,11 @@ class SinkStanding:
     def _with_rows(self, standing: LaneStanding) -> LaneStanding:
         offset, version = offset_column(standing.lane), "version" if standing.lane == GENERIC_LANE else "_version"
         sql = (
-            f"select max({offset}), countIf({offset} <= {{agreed:Int64}}), max({version}) "
+            f"select min({offset}), max({offset}), countIf({offset} <= {{agreed:Int64}}), max({version}) "
             f"from {quote_clickhouse(standing.target)} where _pipeline = {{pipeline:String}}"
         )
         try:
-            top, held, newest = self.sink.rows(sql, {"agreed": standing.agreed, "pipeline": self.pipeline})[0]
+            low, top, held, newest = self.sink.rows(sql, {"agreed": standing.agreed, "pipeline": self.pipeline})[0]
         except SinkMisshapen:  # dropped, or not made yet
             return standing
         return LaneStanding(
@@ -111,6 +113,7 @@ class SinkStanding:
             timeline=max(standing.timeline, int(newest) >> TIMELINE_SHIFT),
             rows_recorded=standing.rows_recorded,
             rows_held=int(held),
+            low=int(low),
         )
 
     def recorded(self, lane: str, *, after: int = 0) -> list[Recorded]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pyarrow as pa
+
 from replicator.checksum import HashedColumn, row_hash_duckdb
 from replicator.database import Session, now
 from replicator.failpoints import failpoint
@@ -21,18 +23,38 @@ FOLD_OFFSETS_MAX = 500_000
 
 def create_views(session: Session, history: Sequence[TableSchema]) -> None:
     """Make or renew T_log, T_state and T of a table, whose schemas come oldest first."""
-    newest = history[-1]
     with session.transaction():
-        session.execute(f"create or replace view {quote(newest.log_name)} as {log_rows_sql(history)}")
-        _shape_state(session, newest)
-        session.execute(_current_view(newest, applied_offset(session, newest.name)))
-        for name, parameter, through in (
-            (newest.as_of_name, "as_of_offset", "as_of_offset"),
-            (newest.as_of_time_name, "as_of_time", _offset_at("as_of_time")),
-        ):
-            session.execute(
-                f"create or replace macro {quote(name)}({parameter}) as table {as_of_sql(history, through)}"
-            )
+        _shape_views(session, history)
+
+
+def _shape_views(session: Session, history: Sequence[TableSchema]) -> None:
+    newest = history[-1]
+    session.execute(f"create or replace view {quote(newest.log_name)} as {log_rows_sql(history)}")
+    _shape_state(session, newest)
+    session.execute(_current_view(newest, applied_offset(session, newest.name)))
+    for name, parameter, through in (
+        (newest.as_of_name, "as_of_offset", "as_of_offset"),
+        (newest.as_of_time_name, "as_of_time", _offset_at("as_of_time")),
+    ):
+        session.execute(f"create or replace macro {quote(name)}({parameter}) as table {as_of_sql(history, through)}")
+
+
+def reshape(session: Session, history: Sequence[TableSchema], base: pa.Table | None, applied: int) -> None:
+    """Make T_log, T_state and T anew under other schemas. Call inside a transaction.
+
+    ``base``: the rows of T_state, in the types of the newest schema, that follow from changes up to ``applied``, which
+    the log no longer holds; the others are folded again from the log.
+    """
+    newest = history[-1]
+    session.execute(f"drop table if exists {quote(newest.state_name)}")
+    session.execute("delete from fold_positions where table_name = ?", [newest.name])
+    if applied:
+        session.execute("insert into fold_positions values (?, ?, ?)", [newest.name, applied, now()])
+    _shape_views(session, history)
+    if base is not None:
+        columns = ", ".join(map(quote, _columns(newest)))
+        with session.relation(state_base=base):
+            session.execute(f"insert into {quote(newest.state_name)} ({columns}) select {columns} from state_base")
 
 
 def as_of_sql(history: Sequence[TableSchema], through: str) -> str:

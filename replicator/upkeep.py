@@ -16,7 +16,6 @@ from replicator.capture import CaptureProgress
 from replicator.catalog import Catalog
 from replicator.database import Database, Session
 from replicator.errors import DatabaseUnavailable
-from replicator.schema import TableSchema
 from replicator.state import FOLD_OFFSETS_MAX, applied_offset, fold
 
 TURN_SECONDS = 1.0
@@ -57,8 +56,8 @@ class Upkeep:
         """One round of everything that is due."""
         calm_seconds = self._calm_seconds()
         head = self.progress.released_head
-        for schema in list(self.catalog.current.values()) if self.may_grow() else ():
-            self._fold(schema, head, self._step(calm_seconds))
+        for name in list(self.catalog.current) if self.may_grow() else ():
+            self._fold(name, head, self._step(calm_seconds))
         if calm_seconds > TURN_SECONDS and self.database.wal_bytes() > WAL_BYTES_IDLE:
             self._checkpoint()
 
@@ -73,17 +72,19 @@ class Upkeep:
             self._commits, self._calm_since = self.progress.commits, time.monotonic()
         return time.monotonic() - self._calm_since
 
-    def _fold(self, schema: TableSchema, head: int, offsets_min: int) -> None:
-        if self._folded.get(schema.name) == head:
+    def _fold(self, table: str, head: int, offsets_min: int) -> None:
+        if self._folded.get(table) == head:
             return
-        applied = applied_offset(self.session, schema.name)
+        applied = applied_offset(self.session, table)
         while (head - applied >= offsets_min or applied < min(head, self.wanted_through)) and not self.stop.is_set():
-            reached = fold(self.session, schema, head)
-            log.debug("state_folded", table=schema.name, through=reached)
+            with self.catalog.shaping:
+                schema = self.catalog.current.get(table)
+                reached = fold(self.session, schema, head) if schema else applied
+            log.debug("state_folded", table=table, through=reached)
             if reached <= applied:
                 break
             applied = reached
-        self._folded[schema.name] = applied
+        self._folded[table] = applied
 
     def _checkpoint(self) -> None:
         """Refused while another transaction is writing: then the next calm moment will do."""

@@ -1,2 +1,3 @@
--- Every version of every declared table.
-select table_name, schema_version, definition from table_schemas order by table_name, schema_version
+-- Every version of every declared table, and whether the table was rebuilt for it.
+select table_name, schema_version, definition, coalesce(rebuilt, false)
+from table_schemas order by table_name, schema_version
