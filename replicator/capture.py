@@ -328,6 +328,7 @@ class Capture:
             claims_ids=self.settings.ids.is_open,
             origin=origin(chunks),
         )
+        chunks[:] = [chunk.spent() for chunk in chunks]  # or each change would be held twice while DuckDB works
         self._count(chunks, append, self._log(append))
 
     def _log(self, append: Append) -> OffsetRange | None:

@@ -81,6 +81,10 @@ class Chunk:
         """Entries that are logged whole with this chunk and were not with the one before."""
         return max(0, self.end.entries_read - self.start.entries_read)
 
+    def spent(self) -> Chunk:
+        """What is to be known of it once its rows are in an append."""
+        return evolve(self, ids=(), changes=EMPTY_CHANGES, rejections=EMPTY_REJECTIONS)
+
     def cut(self, rows: int) -> tuple[Chunk, Chunk]:
         """The first ``rows`` changes with the rejections before the next change, and the rest."""
         assert 0 < rows < self.rows, f"cannot cut {self.rows} rows at {rows}"

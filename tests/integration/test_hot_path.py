@@ -137,3 +137,24 @@ def test_a_batch_is_one_insert_and_a_cycle_one_line_in_the_ledger(tmp_path: Path
     assert sum(sizes) == 10_000 and max(sizes) == 1_000
     assert len(sizes) == records.count("change_log") <= 11  # batches are cut where windows of offsets end
     assert records.count(LEDGER) <= len(sizes)
+
+
+def test_what_is_committed_is_held_once_while_duckdb_works(
+    tmp_path: Path, client: redis.Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(client, 500)
+    room = CaptureRoom(path=tmp_path / "log.duckdb", url=redis_url)
+    held: list[int] = []
+
+    def count_rows(self: capture.Capture, chunks: list[Any], append: Any, logged: Any) -> None:
+        held.append(sum(chunk.rows for chunk in chunks))
+        counted(self, chunks, append, logged)
+
+    counted = capture.Capture._count
+    monkeypatch.setattr(capture.Capture, "_count", count_rows)
+    room.start()
+    try:
+        room.wait_logged(500)
+    finally:
+        room.stop()
+    assert held and not any(held)

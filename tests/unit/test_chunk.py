@@ -125,3 +125,12 @@ def test_a_cut_at_either_end_is_our_own_mistake() -> None:
     for rows in (0, 2):
         with pytest.raises(AssertionError):
             chunk.cut(rows)
+
+
+def test_a_spent_chunk_keeps_what_is_counted_of_it_and_no_rows() -> None:
+    chunk = evolve(chunk_of(read_of(["good", "bad", ["u", "?"]]), START), repeated=2, conflicts=1)
+    spent = chunk.spent()
+    assert (spent.rows, spent.rejections.num_rows, len(spent.ids)) == (0, 0, 0)
+    assert chunk.rows == 2
+    kept = ("start", "end", "more", "entries", "repeated", "conflicts", "gaps")
+    assert [getattr(spent, name) for name in kept] == [getattr(chunk, name) for name in kept]
