@@ -11,9 +11,10 @@ from typing import Any
 
 _PUBLIC = {
     "BufferLimits": "replicator.outbox",
+    "DuckDBManager": "replicator.db_manager",
     "Producer": "replicator.producer",
 }
-__all__ = ["BufferLimits", "Producer", "__version__"]
+__all__ = ["BufferLimits", "DuckDBManager", "Producer", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

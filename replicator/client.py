@@ -26,6 +26,7 @@ from replicator.errors import (
     SourceUnavailable,
     UsageError,
 )
+from replicator.query_question import EntryNotCaptured
 from replicator.server_tokens import find_token, read_address
 
 CONNECT_SECONDS = 3.0
@@ -40,6 +41,8 @@ KINDS: dict[str, type[ReplicatorError]] = {
     "sink_unavailable": SinkUnavailable,
     "source_unavailable": SourceUnavailable,
     "database_unavailable": DatabaseUnavailable,
+    "queries_busy": DatabaseUnavailable,
+    "entry_not_captured": EntryNotCaptured,
 }
 
 
@@ -175,8 +178,11 @@ class Client:
 
 def connect(settings: Settings) -> Client | None:
     """The running service, None when no process owns the database. Raises ServiceUnavailable."""
-    if not database_in_use(settings):
-        return None
+    return reach(settings) if database_in_use(settings) else None
+
+
+def reach(settings: Settings, *, greet: bool = True) -> Client:
+    """The service that owns the database; the caller knows that it is in use. Raises ServiceUnavailable."""
     note = read_address(settings)
     url, pid = note.get("url"), note.get("pid")
     client = Client(
@@ -184,7 +190,7 @@ def connect(settings: Settings) -> Client | None:
         url=_reachable(url) if isinstance(url, str) else _configured_url(settings),
         pid=pid if isinstance(pid, int) else None,
     )
-    return client.greet()
+    return client.greet() if greet else client
 
 
 def _configured_url(settings: Settings) -> str:

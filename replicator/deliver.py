@@ -19,7 +19,7 @@ from attrs import define, field, frozen
 from replicator.capture import CaptureProgress
 from replicator.database import Session, statement
 from replicator.deliver_failure import stop_lane
-from replicator.deliver_lane import RECOVERY, Circuit, LaneState, Outgoing, Redrive, Segment, Trial
+from replicator.deliver_lane import RECOVERY, Circuit, Flush, LaneState, Outgoing, Redrive, Segment, Trial
 from replicator.deliver_outcome import take_outcome
 from replicator.deliver_pool import WorkerPool
 from replicator.deliver_record import Recorder, Sent
@@ -69,8 +69,7 @@ class Deliver:
     heartbeat_at: float = field(factory=time.monotonic)
     delivered_rows: int = 0
     delivered_batches: int = 0
-    flush: threading.Event = field(factory=threading.Event)
-    """Set to have everything pending sent now, due or not."""
+    flush: Flush = field(factory=Flush)
     requests: queue.SimpleQueue[Callable[[], None]] = field(factory=queue.SimpleQueue)
     """What others want done in this thread, between two turns. See `deliver_requests`."""
     pool: WorkerPool = field(factory=lambda: WorkerPool(WORKERS))
@@ -251,10 +250,8 @@ class Deliver:
         if due_at is None or not (due_at <= time.time() or self.flush.is_set()):
             return
         cut = state.cut(limits)
-        lane = self.settings.lane(state.lane.name, cut.schema_version)
-        state.preparing = self.pool.submit(
-            lambda: self.worker.prepare(lane, cut.offsets, cut.schema_version, BATCH_BYTES_MAX)
-        )
+        lane, bounds = self.settings.lane(state.lane.name, cut.schema_version), (BATCH_BYTES_MAX, self.flush.rows_max)
+        state.preparing = self.pool.submit(lambda: self.worker.prepare(lane, cut.offsets, cut.schema_version, *bounds))
 
     def _send(self, state: LaneState, batch: Batch, redrive: Redrive | None) -> None:
         trial, prepared = state.trial(batch), None

@@ -6,6 +6,7 @@ a schema version; what is known of a batch's tries is kept per batch, never mixe
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from concurrent.futures import Future
 from enum import StrEnum
@@ -90,6 +91,16 @@ class Outgoing:
     batch: Batch
     future: Future[Outcome]
     redrive: Redrive | None = None
+
+
+class Flush(threading.Event):
+    """Set to have everything pending sent now, due or not, in batches of at most ``rows_max`` where one is given."""
+
+    rows_max: int | None = None
+
+    def clear(self) -> None:
+        self.rows_max = None
+        super().clear()
 
 
 @define

@@ -48,11 +48,16 @@ def ask(deliver: Deliver, action: Callable[[], T]) -> T:
         ) from error
 
 
-def try_now(deliver: Deliver) -> int:
-    """Cut every wait short: what failed is tried in this turn, what is pending is cut. Returns the checkpoint."""
+def try_now(deliver: Deliver, batch_rows_max: int | None = None) -> int:
+    """Cut every wait short: what failed is tried in this turn, what is pending is cut. Returns the checkpoint.
+
+    ``batch_rows_max`` caps the batches that are not frozen yet, until everything is delivered.
+    """
     for state in deliver.lanes.values():
         state.try_at = 0.0
     deliver.recorder.try_at = 0.0
+    if batch_rows_max is not None:
+        deliver.flush.rows_max = min(batch_rows_max, deliver.flush.rows_max or batch_rows_max)
     deliver.flush.set()
     return deliver.checkpoint
 

@@ -141,14 +141,22 @@ class Worker:
         session: Session = self._local.session
         return session
 
-    def prepare(self, lane: Lane, offsets: OffsetRange, schema_version: int, bytes_max: int | None = None) -> Prepared:
+    def prepare(
+        self,
+        lane: Lane,
+        offsets: OffsetRange,
+        schema_version: int,
+        bytes_max: int | None = None,
+        rows_max: int | None = None,
+    ) -> Prepared:
         """Read the lane's changes of a range, typed and hashed, in the order of their offsets.
 
-        With ``bytes_max`` the range may come back shorter: as much of it as memory has room for.
+        With ``bytes_max`` the range may come back shorter: as much of it as memory has room for. With ``rows_max`` it
+        has no more rows than that.
         """
         while True:
             try:
-                table = self._read(lane, offsets, bytes_max)
+                table = self._read(lane, offsets, bytes_max, rows_max)
                 break
             except DatabaseUnavailable as error:
                 if error.code != "memory":
@@ -157,24 +165,27 @@ class Worker:
                     self.database.relieve()
                     raise
                 offsets = OffsetRange(first=offsets.first, last=offsets.first + len(offsets) // 2 - 1)
-        if bytes_max is not None and table.nbytes > bytes_max:
+        cut_short = rows_max is not None and table.num_rows > rows_max
+        if cut_short or (bytes_max is not None and table.nbytes > bytes_max):
+            table = table.slice(0, rows_max)
             offsets = evolve(offsets, last=table[lane.offset_column][-1].as_py())
         checksum = _checksum(table[ROW_HASH].to_numpy())
         table = table.drop_columns([ROW_HASH])
         table = table.append_column("_pipeline", pa.repeat(self.pipeline, table.num_rows))
         return Prepared(lane=lane.name, offsets=offsets, table=table, checksum=checksum, schema_version=schema_version)
 
-    def _read(self, lane: Lane, offsets: OffsetRange, bytes_max: int | None) -> pa.Table:
-        """The range's rows in order, or those of its beginning that hold somewhat more than ``bytes_max``."""
+    def _read(self, lane: Lane, offsets: OffsetRange, bytes_max: int | None, rows_max: int | None) -> pa.Table:
+        """The range's rows in order, or those of its beginning that are somewhat more than the bounds."""
         where = {"first": offsets.first, "last": offsets.last}
         batches: list[pa.RecordBatch] = []
-        size = 0
+        size = rows = 0
         sql = lane.batch_sql if offsets.first >= self.oldest() else lane.batch_sql_with_copies()
         with self._session().reader(sql, where, READ_ROWS) as reader:
             for batch in reader:
                 batches.append(batch)
-                size += batch.nbytes
-                if bytes_max is not None and size > bytes_max and _is_ordered(batches, lane.offset_column):
+                size, rows = size + batch.nbytes, rows + batch.num_rows
+                enough = (bytes_max is not None and size > bytes_max) or (rows_max is not None and rows > rows_max)
+                if enough and _is_ordered(batches, lane.offset_column):
                     break
             table = pa.Table.from_batches(batches, reader.schema).combine_chunks()
         if _is_ordered(table.to_batches(), lane.offset_column):

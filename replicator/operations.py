@@ -76,11 +76,14 @@ class Operations:
 
     # ── delivering ──
 
-    def sync(self, *, actor: str, timeout_seconds: float = 60.0) -> Answer:
-        """Deliver what is waiting, now: up to the head as it is at this moment, and what an outage has parked."""
+    def sync(self, *, actor: str, timeout_seconds: float = 60.0, batch_rows_max: int | None = None) -> Answer:
+        """Deliver what is waiting, now: up to the head as it is at this moment, and what an outage has parked.
+
+        ``batch_rows_max`` caps batches that are not frozen yet.
+        """
         deliver = self._running("sync")
         head, started = deliver.capture.released_head, time.monotonic()
-        from_offset = ask(deliver, lambda: try_now(deliver))
+        from_offset = ask(deliver, lambda: try_now(deliver, batch_rows_max))
         while not _reached(deliver, head) and time.monotonic() - started < timeout_seconds:
             if deliver.stop.is_set():
                 break

@@ -22,9 +22,10 @@ from replicator.capture import CaptureProgress
 from replicator.database import Database, Session, quote, statement
 from replicator.errors import DatabaseUnavailable, ReplicatorError, UsageError
 from replicator.model import entry_order
+from replicator.query_pace import Pace
 from replicator.query_plan import Feed, plan
 from replicator.query_process import QueryProcess, QueryProcesses
-from replicator.query_question import ROWS_MAX, SECONDS_DEFAULT, SECONDS_MAX, Format
+from replicator.query_question import ROWS_MAX, SECONDS_DEFAULT, SECONDS_MAX, EntryNotCaptured, Format, Question
 from replicator.readonly import check_query
 
 FEED_ROWS = 61_440
@@ -100,9 +101,10 @@ class RunningQuery:
     def start(self) -> RunningQuery:
         """Judge it, have it computed, and wait for the first piece. Raises QueryFailed and QueryRefused."""
         try:
-            tree = check_query(self.session, self.ask.sql)
-            relations = self.queries.relations(self.session)
-            feeds = plan(tree, relations | self.queries.macros(self.session, self.ask.sql), self.ask.parameters)
+            with self.queries.pace.work(self._unless_cancelled):
+                tree = check_query(self.session, self.ask.sql)
+                relations = self.queries.relations(self.session)
+                feeds = plan(tree, relations | self.queries.macros(self.session, self.ask.sql), self.ask.parameters)
             self._wait_for_a_turn()
             process = self.queries.processes.take()
             with self._lock:
@@ -159,14 +161,21 @@ class RunningQuery:
                 relation = self._cursor.sql(feed.source_sql, params=list(feed.parameters) or None)
                 reader = relation.to_arrow_reader(FEED_ROWS)
                 with pa.ipc.new_stream(process.sink(), reader.schema) as writer:
-                    for batch in reader:
-                        writer.write_batch(batch)
-                        self.queries.pace()
+                    while self._handed_over(reader, writer):
+                        pass
             assert process.process.stdin is not None
             process.process.stdin.flush()
         except Exception as error:  # whoever reads the answer learns of it
             self._feed_error = error
             process.kill()
+
+    def _handed_over(self, reader: pa.RecordBatchReader, writer: pa.RecordBatchWriter) -> bool:
+        """The next batch, if there is one."""
+        with self.queries.pace.work(self._unless_cancelled):
+            batch = next(reader, None)
+            if batch is not None:
+                writer.write_batch(batch)
+        return batch is not None
 
     def cancel(self, why: QueryFailed) -> None:
         """Stop it at once; whoever reads it gets ``why``."""
@@ -238,12 +247,14 @@ class Queries:
     directory: Path
     progress: CaptureProgress | None = None
     processes: QueryProcesses = field(init=False)
+    pace: Pace = field(init=False)
     turns: threading.Semaphore = field(factory=lambda: threading.BoundedSemaphore(RUNNING_MAX), init=False)
     _open: list[RunningQuery] = field(factory=list, init=False)
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.processes = QueryProcesses(directory=self.directory)
+        self.pace = Pace(self.progress)
 
     def open(self, ask: Ask) -> RunningQuery:
         """A query that is to be started, and closed whatever comes. Raises QueriesBusy and UsageError."""
@@ -283,14 +294,7 @@ class Queries:
             known = ", ".join(sorted(positions)[:20]) or "none yet"
             raise UsageError(f"the stream {stream[:200]} is not captured", hint=f"captured: {known}")
         position = positions[stream]
-        try:
-            wanted, last = entry_order(entry_id), entry_order(position.last_entry_id)
-        except ValueError as error:
-            raise UsageError(f"{entry_id[:60]!r} is no entry id", hint="give what XADD returned") from error
-        return wanted < last or (wanted == last and position.last_entry_row is None)
-
-    def pace(self) -> None:
-        """Leave the machine to capture while it is behind."""
+        return _reached(entry_id, position.last_entry_id, position.last_entry_row)
 
     def close(self) -> None:
         """Cancel what runs and end all processes: the service ends."""
@@ -299,3 +303,24 @@ class Queries:
         for query in running:
             query.cancel(QueryFailed("the service stops", code="stop"))
         self.processes.close()
+
+
+def _reached(entry_id: str, last_entry_id: str, last_entry_row: int | None) -> bool:
+    try:
+        wanted, last = entry_order(entry_id), entry_order(last_entry_id)
+    except ValueError as error:
+        raise UsageError(f"{entry_id[:60]!r} is no entry id", hint="give what XADD returned") from error
+    return wanted < last or (wanted == last and last_entry_row is None)
+
+
+def require_captured(session: Session, question: Question) -> None:
+    """For a file that nobody adds to: raise EntryNotCaptured where it lacks the entry that the question names."""
+    if question.min_entry_id is None:
+        return
+    stream, entry_id = question.min_entry_id
+    row = session.row(statement("query/position"), [stream])
+    if row is None or not _reached(entry_id, *row):
+        raise EntryNotCaptured(
+            f"entry {entry_id[:60]} of stream {stream[:200]} is not in the log, and no service runs that would add it",
+            hint="start it with `replicator run`",
+        )

@@ -43,7 +43,7 @@ def _whole(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
 def asked_of_file(profile: Profile, question: Question, form: Format) -> Iterator[Iterator[bytes]]:
     """The answer of the file itself, for when no service runs. Raises DatabaseUnavailable, and what the query does."""
     from replicator.database import Database, DatabaseOptions  # noqa: PLC0415 - the service's answer needs no DuckDB here
-    from replicator.query import Ask, Queries  # noqa: PLC0415
+    from replicator.query import Ask, Queries, require_captured  # noqa: PLC0415
 
     performance = profile.performance
     options = DatabaseOptions(
@@ -57,6 +57,7 @@ def asked_of_file(profile: Profile, question: Question, form: Format) -> Iterato
     database = Database.open(options)
     queries = Queries(database=database, directory=directory / "queries")
     try:
+        require_captured(database.session(), question)
         ask = Ask(
             sql=question.sql,
             parameters=plain_values(question.parameters),

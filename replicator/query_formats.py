@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +18,33 @@ import pyarrow.compute as pc
 
 from replicator.canonical import json_objects, plain_column
 from replicator.query_question import Format
+from replicator.schema import quote
 
 DUCKDB_TYPE = b"duckdb_type"
 """The key of a field's metadata in the Arrow schema under which its type in DuckDB stands."""
+
+
+AS_TEXT = re.compile(r"\b(?:UHUGEINT|BIGNUM|BIT|TIME WITH TIME ZONE|VARIANT)\b")
+"""Types that Arrow does not carry exactly; they leave as DuckDB writes them."""
+AS_TEXT_IN_TEXT = re.compile(AS_TEXT.pattern + r"|\b(?:INTERVAL|UNION)\b")
+
+
+def exact(relation: Any, form: Format = Format.ARROW) -> tuple[Any, list[str]]:
+    """DuckDB's relation with every column as text that would not leave exactly, and what the columns were."""
+    kinds = [str(kind) for kind in relation.types]
+    pattern = AS_TEXT if form is Format.ARROW else AS_TEXT_IN_TEXT
+    if any(pattern.search(kind) for kind in kinds):
+        columns = [
+            f"cast(#{place} as varchar) as {quote(name)}" if pattern.search(kind) else f"#{place} as {quote(name)}"
+            for place, (name, kind) in enumerate(zip(relation.columns, kinds, strict=True), start=1)
+        ]
+        relation = relation.project(", ".join(columns))
+    return relation, kinds
+
+
+def with_kinds(schema: pa.Schema, kinds: Sequence[str]) -> pa.Schema:
+    """The schema with DuckDB's types in its fields."""
+    return pa.schema([f.with_metadata({DUCKDB_TYPE: kind.encode()}) for f, kind in zip(schema, kinds, strict=True)])
 
 
 class Encoder(Protocol):

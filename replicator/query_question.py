@@ -11,11 +11,15 @@ from uuid import UUID
 
 from attrs import field, frozen
 
-from replicator.errors import UsageError
+from replicator.errors import SourceUnavailable, UsageError
 
 SECONDS_DEFAULT = 60.0
 SECONDS_MAX = 3600.0
 ROWS_MAX = 1_000_000_000
+
+
+class EntryNotCaptured(SourceUnavailable):
+    """The entry that a query waited for is not in the log yet."""
 
 
 class Format(StrEnum):

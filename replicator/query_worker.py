@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import duckdb
 import pyarrow as pa
 
-from replicator.query_formats import DUCKDB_TYPE, encoder
+from replicator.query_formats import encoder, exact, with_kinds
 from replicator.query_question import Format
 
 BATCH_ROWS = 20_480
@@ -30,9 +30,6 @@ PARENT_SECONDS = 0.5
 NICE = 10
 ADDRESS_MB_BEYOND = 1024
 """What the process may take beside DuckDB's own limit: its libraries, and texts that DuckDB does not count."""
-AS_TEXT = re.compile(r"\b(?:UHUGEINT|BIGNUM|BIT|TIME WITH TIME ZONE|VARIANT)\b")
-"""Types that Arrow does not carry exactly; they leave as DuckDB writes them."""
-AS_TEXT_IN_TEXT = re.compile(AS_TEXT.pattern + r"|\b(?:INTERVAL|UNION)\b")
 NO_MEMORY = re.compile(r"[Oo]ut of [Mm]emory|[Aa]llocation failure|failed to (?:allocate|pin)|could not allocate")
 
 
@@ -93,10 +90,9 @@ class Worker:
             streams.append(pa.ipc.open_stream(pa.PythonFile(self._in, mode="r")))
             self._take(f"_feed_{place}", feed, streams[-1])
         relation = self._duckdb.sql(request["sql"], params=request["parameters"] or None)
-        types = [str(kind) for kind in relation.types]
-        reader = _exact(relation, types, form).to_arrow_reader(BATCH_ROWS)
-        fields = [f.with_metadata({DUCKDB_TYPE: kind.encode()}) for f, kind in zip(reader.schema, types, strict=True)]
-        schema = pa.schema(fields)
+        relation, kinds = exact(relation, form)
+        reader = relation.to_arrow_reader(BATCH_ROWS)
+        schema = with_kinds(reader.schema, kinds)
         encode, rows = encoder(form, schema), 0
         piece = encode.begin()
         for batch in reader:
@@ -150,18 +146,6 @@ def _meaning(error: Exception) -> tuple[str, str]:
     text = str(error).strip()
     code = "memory" if isinstance(error, MemoryError) or NO_MEMORY.search(text) else "query"
     return code, text.splitlines()[0][:500] if text else type(error).__name__
-
-
-def _exact(relation: Any, types: list[str], form: Format) -> Any:
-    """The relation with every column as text that would not leave exactly."""
-    pattern = AS_TEXT if form is Format.ARROW else AS_TEXT_IN_TEXT
-    if not any(pattern.search(kind) for kind in types):
-        return relation
-    columns = [
-        f"cast(#{place} as varchar) as {quote(name)}" if pattern.search(kind) else f"#{place} as {quote(name)}"
-        for place, (name, kind) in enumerate(zip(relation.columns, types, strict=True), start=1)
-    ]
-    return relation.project(", ".join(columns))
 
 
 def _confine(memory_mb: int) -> None:

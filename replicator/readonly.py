@@ -60,6 +60,10 @@ def check_query(session: Session, sql: str) -> dict[str, Any]:
     """The parsed tree of one statement that only reads our tables. Raises QueryRefused, or UsageError for no SQL."""
     if "\x00" in sql:
         raise _refused("the query holds a NUL character")
+    try:
+        sql.encode()
+    except UnicodeEncodeError as error:
+        raise _refused("the query is not UTF-8") from error
     if len(sql) > SQL_CHARACTERS_MAX:
         raise _refused(f"the query has {len(sql):,} characters; at most {SQL_CHARACTERS_MAX:,} are taken")
     tree = _parsed(session, sql)
@@ -76,8 +80,8 @@ def _parsed(session: Session, sql: str) -> dict[str, Any]:
         row = session.row("select json_serialize_sql(?)", [sql])
         assert row is not None
         parsed = json.loads(row[0])
-    except (RecursionError, UnicodeEncodeError) as error:
-        raise _refused("the query is nested too deeply, or not UTF-8") from error
+    except RecursionError as error:
+        raise _refused("the query is nested too deeply") from error
     if parsed["error"]:
         text = str(parsed["error_message"])
         if "Only SELECT" in text:

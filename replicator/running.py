@@ -289,7 +289,9 @@ class RunningService:
                 sink.close()
 
 
-def sync_once(settings: Settings, *, actor: str, timeout_seconds: float) -> dict[str, Any]:
+def sync_once(
+    settings: Settings, *, actor: str, timeout_seconds: float, batch_rows_max: int | None = None
+) -> dict[str, Any]:
     """Deliver what the file holds without a service: opens it, delivers up to its head, closes it."""
     service = Service.build(settings)
     try:
@@ -301,6 +303,6 @@ def sync_once(settings: Settings, *, actor: str, timeout_seconds: float) -> dict
         operations = Operations(
             database=service.database, controls=service.controls, ledger=service.ledger, deliver=service.deliver
         )
-        return operations.sync(actor=actor, timeout_seconds=timeout_seconds)
+        return operations.sync(actor=actor, timeout_seconds=timeout_seconds, batch_rows_max=batch_rows_max)
     finally:
         service.shut_down()

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from replicator.config.checks import is_loopback
+from replicator.config.values import BATCH_ROWS_MAX
 from replicator.errors import (
     ConfigError,
     DatabaseUnavailable,
@@ -105,6 +106,9 @@ class Body(BaseModel):
 
 class SyncRequest(Body):
     timeout_seconds: float = Field(default=60.0, ge=0, le=WAIT_SECONDS_MAX)
+    batch_rows_max: int | None = Field(
+        default=None, ge=1, le=BATCH_ROWS_MAX, description="At most so many rows in a batch that is not frozen yet."
+    )
 
 
 class SubjectRequest(Body):
@@ -265,7 +269,7 @@ def api_router(face: Face, doors: Doors) -> APIRouter:
     @router.post("/sync", dependencies=admin)
     def sync(body: SyncRequest, who: Actor) -> dict[str, Any]:
         """Deliver what is waiting, now."""
-        return ops.sync(actor=who, timeout_seconds=body.timeout_seconds)
+        return ops.sync(actor=who, timeout_seconds=body.timeout_seconds, batch_rows_max=body.batch_rows_max)
 
     @router.post("/pause", dependencies=admin)
     def pause(body: SubjectRequest, who: Actor) -> dict[str, Any]:

@@ -19,9 +19,8 @@ from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from replicator.errors import SourceUnavailable
 from replicator.query import OPEN_MAX, Ask, Queries, QueryFailed, RunningQuery
-from replicator.query_question import ROWS_MAX, SECONDS_DEFAULT, SECONDS_MAX, Format
+from replicator.query_question import ROWS_MAX, SECONDS_DEFAULT, SECONDS_MAX, EntryNotCaptured, Format
 from replicator.server_app import ERRORS, Body, Doors, ErrorAnswer
 
 if TYPE_CHECKING:
@@ -34,10 +33,6 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 Value = str | int | float | bool | None
-
-
-class EntryNotCaptured(SourceUnavailable):
-    """The entry that a query waited for is not in the log yet."""
 
 
 class EntryName(Body):

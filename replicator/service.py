@@ -18,9 +18,9 @@ from replicator.admit import Admission
 from replicator.capture import Capture, CaptureProgress, CaptureSettings
 from replicator.catalog import Catalog
 from replicator.changelog import ChangeLog, StreamPosition
-from replicator.config import Settings, migrations_dir
+from replicator.config import Settings
 from replicator.controls import CAPTURE, Controls
-from replicator.database import Database, DatabaseOptions
+from replicator.database import Database
 from replicator.dedup import Window
 from replicator.deliver import Deliver, DeliverSettings
 from replicator.deliver_record import Recorder
@@ -42,10 +42,10 @@ from replicator.ownership import Ownership, seat_of
 from replicator.reconcile import Reconciler
 from replicator.retry import Ladder
 from replicator.service_keep import Keeping
+from replicator.service_open import open_database
 from replicator.service_rebuild import settle_rebuilds
 from replicator.service_reconcile import build_reconciler, prepare_sink
 from replicator.sink import ClickHouseSink, SinkOptions
-from replicator.snapshot_files import MAKING
 from replicator.source import RedisSource, SourceOptions
 from replicator.upkeep import Upkeep
 
@@ -57,26 +57,6 @@ FATAL = (LogCorrupt, OwnershipLost, ConfigError)
 SILENT = (SourceUnavailable, SinkUnavailable, OutcomeUnknown)
 
 log = structlog.get_logger(__name__)
-
-
-def open_database(settings: Settings, applied: Callable[[str], None] = lambda _: None) -> Database:
-    """The owner's database, migrated; ``applied`` hears of each migration. Raises DatabaseUnavailable or LogCorrupt."""
-    profile = settings.writer
-    options = DatabaseOptions(
-        path=profile.database.path,
-        threads=profile.performance.max_threads,
-        memory_mb=profile.performance.cache_size_mb,
-        temp_directory=profile.performance.temp_directory,
-        attachable=settings.snapshots.directory.resolve() / MAKING,
-    )
-    database = Database.open(options)
-    try:
-        for name in database.migrate(migrations_dir() / "duckdb"):
-            applied(name)
-    except BaseException:
-        database.close()
-        raise
-    return database
 
 
 def build_sink(settings: Settings) -> ClickHouseSink:

@@ -1,17 +1,22 @@
 """Logs: structlog over the standard library, to stderr and to the profile's rotating file.
 
 Guarantees: one constant event name per line with its facts as fields, JSON wherever no person watches; a known secret
-never reaches a line, whoever wrote it; trouble with the log file never stops the service. Never writes to stdout.
+never reaches a line, whoever wrote it; processes that share a log file lose no line to each other's rotation; trouble
+with the file never stops the service. Never writes to stdout.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import logging.handlers
+import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -79,13 +84,32 @@ def configure_logging(options: LogOptions, *, stream: TextIO | None = None) -> N
     """Send every log line of this process to stderr, and to the file where one is named. Raises ConfigError for it."""
     stream = stream or sys.stderr
     as_text = options.format == "text" or (options.format == "auto" and stream.isatty())
-    long_enough = [s for s in options.secrets if len(s) >= SECRET_LENGTH_MIN]
-    secrets = sorted({*long_enough, *(json.dumps(s)[1:-1] for s in long_enough)}, key=len, reverse=True)
+    secrets = _as_written(options.secrets)
     console = logging.StreamHandler(stream)
     console.setFormatter(_Formatter(_text(stream) if as_text else _json(), secrets, traceback_as_field=not as_text))
     handlers: list[logging.Handler] = [console]
     if options.path is not None:
         handlers.append(_file_handler(options.path, secrets))
+    _route_to_logging()
+    logging.captureWarnings(True)
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
+    for handler in handlers:
+        root.addHandler(handler)
+    set_level(options.level)
+
+
+def _as_written(secrets: Iterable[str]) -> list[str]:
+    """The secrets in every form a line may hold, the longest first."""
+    long_enough = [s for s in secrets if len(s) >= SECRET_LENGTH_MIN]
+    return sorted({*long_enough, *(json.dumps(s)[1:-1] for s in long_enough)}, key=len, reverse=True)
+
+
+def _route_to_logging() -> None:
+    """What we log through structlog goes to the standard library's loggers."""
+    logging.addLevelName(TRACE, "TRACE")
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -97,15 +121,38 @@ def configure_logging(options: LogOptions, *, stream: TextIO | None = None) -> N
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    logging.addLevelName(TRACE, "TRACE")
-    logging.captureWarnings(True)
-    root = logging.getLogger()
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-        handler.close()
-    for handler in handlers:
-        root.addHandler(handler)
-    set_level(options.level)
+
+
+_joined: dict[Path, tuple[logging.Handler, int]] = {}
+_joining = threading.Lock()
+
+
+def join_log_file(options: LogOptions) -> Callable[[], None]:
+    """For a program that is not ours: its own logging stays as it is, and our package's lines also go to the file.
+
+    Returns what ends that. Raises ConfigError when there can be no such file.
+    """
+    if not structlog.is_configured():
+        _route_to_logging()
+    ours, path = logging.getLogger("replicator"), options.path
+    ours.setLevel(LEVELS[options.level])
+    if path is None:
+        return lambda: None
+    with _joining:
+        handler, users = _joined.get(path) or (_file_handler(path, _as_written(options.secrets)), 0)
+        _joined[path] = (handler, users + 1)
+        ours.addHandler(handler)
+
+    def leave() -> None:
+        with _joining:
+            _, users = _joined[path]
+            _joined[path] = (handler, users - 1)
+            if users == 1:
+                del _joined[path]
+                ours.removeHandler(handler)
+                handler.close()
+
+    return leave
 
 
 def set_level(level: str) -> None:
@@ -144,9 +191,48 @@ class _Formatter(structlog.stdlib.ProcessorFormatter):
 
 
 class _LogFile(logging.handlers.RotatingFileHandler):
-    """Says once on stderr that the file cannot be written (disk full), and goes on without it."""
+    """Says once on stderr that the file cannot be written (disk full), and goes on without it.
+
+    Shared by processes: each line is written, and the file put aside, by one of them at a time.
+    """
 
     complained = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            with self._alone():
+                super().emit(record)
+        except OSError:
+            self.handleError(record)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Lock the file that stands at the path: another process may just have put ours aside."""
+        while True:
+            if self.stream is None:
+                self.stream = self._open()
+            held = os.dup(self.stream.fileno())  # rotation closes the stream, and the lock must outlast that
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX)
+                if self._stands():
+                    yield
+                    return
+            finally:
+                fcntl.flock(held, fcntl.LOCK_UN)
+                os.close(held)
+            self.stream.close()
+            self.stream = None
+
+    def _stands(self) -> bool:
+        try:
+            return os.path.samestat(Path(self.baseFilename).stat(), os.fstat(self.stream.fileno()))
+        except FileNotFoundError:
+            return False
+
+    def _open(self) -> TextIOWrapper:
+        return open(
+            self.baseFilename, self.mode, encoding=self.encoding, opener=lambda path, flags: os.open(path, flags, 0o600)
+        )
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, ARG002 - the signature is logging's
         if not self.complained:
@@ -160,7 +246,7 @@ class _LogFile(logging.handlers.RotatingFileHandler):
 
 def _file_handler(path: Path, secrets: list[str]) -> logging.Handler:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handler = _LogFile(path, maxBytes=LOG_FILE_BYTES_MAX, backupCount=LOG_FILES_KEPT, encoding="utf-8")
     except OSError as error:
         raise ConfigError(

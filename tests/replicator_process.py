@@ -24,7 +24,7 @@ from attrs import define, field
 from replicator.embedded.clickhouse import ClickHouse
 from replicator.embedded.valkey import Valkey
 
-START_SECONDS = 90.0
+START_SECONDS = 120.0
 WAIT_SECONDS = 60.0
 KEPT_VARIABLES = ("PATH", "PYTHONPATH", "HOME", "TMPDIR", "LANG", "USER")
 
@@ -153,7 +153,7 @@ class Replicator:
         assert self.process is not None
         self.process.send_signal(number)
 
-    def wait(self, seconds: float = 20) -> int:
+    def wait(self, seconds: float = 60) -> int:
         """The exit code of a service that ends by itself."""
         assert self.process is not None
         code = self.process.wait(seconds)
@@ -243,17 +243,19 @@ class Replicator:
         with urllib3.PoolManager(retries=False) as pool:
             return pool.request(method, self.url + path, body=content, headers=sent, timeout=30)
 
-    def status(self) -> dict[str, Any]:
-        report: dict[str, Any] = self.http("GET", "/api/v1/status").json()
+    def status(self, token: str = "admin") -> dict[str, Any]:
+        report: dict[str, Any] = self.http("GET", "/api/v1/status", token=token).json()
         return report
 
-    def until_status(self, condition: Callable[[dict[str, Any]], Any], what: str) -> dict[str, Any]:
+    def until_status(
+        self, condition: Callable[[dict[str, Any]], Any], what: str, token: str = "admin"
+    ) -> dict[str, Any]:
         """The first report that meets a condition."""
         report: dict[str, Any] = {}
 
         def holds() -> bool:
             nonlocal report
-            report = self.status()
+            report = self.status(token)
             return bool(condition(report))
 
         try:

@@ -21,7 +21,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "values": ("errors", "model", "column_types", "default_value", "schema", "log_columns", "failpoints"),
     "pure": (
         "canonical", "payload", "resp", "decode", "encode", "rows", "ndjson",
-        "shape", "typed_text", "typed", "checksum", "wire", "lanes", "compare", "sink_ddl", "retry", "infer", "witness", "redis_replies", "status", "query_question", "query_plan", "query_formats",
+        "shape", "typed_text", "typed", "checksum", "wire", "lanes", "compare", "sink_ddl", "retry", "infer", "witness", "redis_replies", "status", "query_question", "query_plan", "query_formats", "query_rows", "sql_targets",
     ),
     "plumbing": ("config", "database", "telemetry", "clock", "collector", "lean", "outbox", "files", "free_space"),
     "ends": ("changelog", "source", "ownership", "state", "ledger", "controls", "readonly", "sink", "producer"),

@@ -14,7 +14,7 @@ import pytest
 import structlog
 
 from replicator.errors import ConfigError
-from replicator.telemetry import LogOptions, configure_logging, set_level
+from replicator.telemetry import LogOptions, configure_logging, join_log_file, set_level
 
 
 class Terminal(io.StringIO):
@@ -141,3 +141,52 @@ def test_python_warnings_become_log_lines() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     [line] = [json.loads(line) for line in done.stderr.splitlines()]
     assert "old way" in line["event"]
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import structlog
+from replicator import telemetry
+telemetry.LOG_FILE_BYTES_MAX, telemetry.LOG_FILES_KEPT = 20_000, 100
+leave = telemetry.join_log_file(telemetry.LogOptions(path=Path(sys.argv[1]), secrets=["hidden"]))
+for number in range(400):
+    structlog.get_logger("replicator.test").info("line", by=sys.argv[2], number=number, what="hidden")
+leave()
+"""
+
+
+def test_processes_share_one_log_file_over_its_rotations(tmp_path: Path) -> None:
+    path = tmp_path / "logs" / "shared.log"
+    programs = [
+        subprocess.Popen([sys.executable, "-c", PROGRAM, path, str(by)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for by in range(3)
+    ]
+    for program in programs:
+        out, err = program.communicate(timeout=60)
+        assert (program.returncode, out, err) == (0, b"", b"")
+    files = sorted(path.parent.iterdir())
+    assert len(files) > 3, "it was put aside more than once"
+    assert {each.stat().st_mode & 0o777 for each in files} == {0o600}
+    lines = [json.loads(line) for each in files for line in each.read_text().splitlines()]
+    assert {line["what"] for line in lines} == {"***"}
+    written = sorted((int(line["by"]), line["number"]) for line in lines)
+    assert written == [(by, number) for by in range(3) for number in range(400)]
+
+
+def test_a_program_s_own_logging_stays_as_it_is(tmp_path: Path) -> None:
+    ours, root = logging.getLogger("replicator"), logging.getLogger()
+    before, level = list(root.handlers), ours.level
+    leave = join_log_file(LogOptions(path=tmp_path / "x.log"))
+    again = join_log_file(LogOptions(path=tmp_path / "x.log"))
+    try:
+        structlog.get_logger("replicator.test").info("once")
+        leave()
+        structlog.get_logger("replicator.test").info("twice")
+        assert root.handlers == before
+    finally:
+        again()
+        ours.setLevel(level)
+    structlog.get_logger("replicator.test").info("gone")
+    events = [json.loads(line)["event"] for line in (tmp_path / "x.log").read_text().splitlines()]
+    assert events == ["once", "twice"]
