@@ -21,7 +21,7 @@ from replicator.errors import ReplicatorError
 
 testcontainers_config.ryuk_disabled = True
 """Its reaper is an image of its own, which may not be had where these are; the fixtures clean up themselves."""
-START_SECONDS = 180.0
+START_SECONDS = 300.0
 
 
 def absent(image: str) -> str:
@@ -57,7 +57,7 @@ class _Engine:
 
     def _published(self, inner: int) -> DockerContainer:
         """Reached on loopback only; testcontainers' own way would open the port to the network."""
-        container = DockerContainer(self.image)
+        container = DockerContainer(self.image, docker_client_kw={"timeout": int(START_SECONDS)})
         container.ports[f"{inner}/tcp"] = (LOOPBACK, self.port)
         return container
 
