@@ -129,16 +129,16 @@ def _group_fits(about: StreamDescription) -> bool:
 def anew(seen: Sighting, cause: GapCause) -> Verdict:
     """The stream's ids began anew: read on from where its group stands, under a new epoch.
 
-    What was added behind our position before that can be lost without a trace: the gap has no number.
+    What was added behind our position before that can be lost without a trace: the gap has no number. How many
+    entries the group has passed is our own figure of the history that is gone: the first tail gives another.
     """
     position, about = seen.position, seen.about
     start = about.group_entry_id if about.group_entry_id is not None and _group_fits(about) else NO_ENTRY
-    unread = about.group_entries_read if start != NO_ENTRY else _added_and_gone(about)
     turned = StreamPosition(
         stream=position.stream,
         stream_epoch=position.stream_epoch + 1,
         last_entry_id=start,
-        entries_unread=unread,
+        entries_unread=_added_and_gone(about) if start == NO_ENTRY else None,
         published_entry_id=about.group_entry_id,
         known_through=max(position.known_through or NO_ENTRY, position.last_entry_id, key=entry_order),
     )

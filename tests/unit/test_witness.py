@@ -194,3 +194,12 @@ def test_whatever_is_trimmed_and_deleted_every_entry_is_read_or_counted_as_lost(
     stream.take(100_000, checked=True)
     assert len(stream.read) + stream.lost == stream.added, f"seed {seed}"
     assert stream.read == sorted(set(stream.read))
+
+
+def test_a_new_epoch_takes_its_baseline_at_its_first_tail_not_from_the_old_history() -> None:
+    """What the group has passed was our own figure of a history that is gone: believed, it would contradict the new one for ever."""
+    about = evolve(THERE, length=6, entries_added=6, group_entry_id=EntryId("40-0"), group_entries_read=8)
+    turned = judge(seen(AT, about, entries=0)).position
+    assert (turned.stream_epoch, turned.last_entry_id, turned.entries_unread) == (2, "40-0", None)
+    again = judge(seen(evolve(turned, last_entry_id=EntryId("50-0"), entries_read=2), about))
+    assert again.gap is None and again.position.entries_unread == 4
