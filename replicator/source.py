@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import redis
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from replicator.collector import collector_paused
 from replicator.decode import StreamRead
@@ -29,7 +29,7 @@ from replicator.redis_replies import (
     stream_reads,
 )
 from replicator.resp import expect_entries
-from replicator.witness import Checked, Sighting, StreamDescription
+from replicator.witness import Checked, Sighting, StreamDescription, is_untouched
 
 REPLY_BYTES_TARGET = 8 << 20
 ENTRIES_MAX = 5120
@@ -118,14 +118,19 @@ class RedisSource:
     def check(self, positions: Mapping[str, StreamPosition]) -> Checked:
         """A checked look: one MULTI of what Redis says of the streams and of the entries behind each position.
 
-        The first act on a new connection. Never waits for entries. Raises SourceRefused for a key of another type.
+        The first act on a new connection. Never waits for entries. Our group is put on a stream before anything is
+        read from it: one that is made anew later has none. Raises SourceRefused for a key of another type.
         """
         count, names = self._count, list(positions)
         asked = [command for s in names for command in (("XINFO", "STREAM", s), ("XINFO", "GROUPS", s))]
         read = ("XREAD", "COUNT", count, "STREAMS", *names, *(positions[s].behind for s in names))
+        new = [p for p in positions.values() if is_untouched(p, self._witnessed(p))]
+        groups = [("XGROUP", "CREATE", p.stream, self.group, p.behind) for p in new]
         try:
             with self._translated(), collector_paused():
-                replies = _exchange(self._reading_connection(), [*asked, ("GET", f"{self.group}:head"), read])
+                commands = [*groups, *asked, ("GET", f"{self.group}:head"), read]
+                replies = _exchange(self._reading_connection(), commands)
+                made = {p.stream for p in new if not isinstance(replies.pop(0), redis.ResponseError)}
                 refuse_other_types(names, replies)
                 entries = {name.decode(): found for name, found in _answered(replies[-1]) or ()}
         except BaseException:
@@ -136,6 +141,9 @@ class RedisSource:
         for place, (name, position) in enumerate(positions.items()):
             about = description(replies[2 * place], replies[2 * place + 1], self.group)
             self._counts = self._counts if not about.exists else about.entries_added is not None
+            if position in new and about.group_entry_id == position.behind:
+                self.published[name] = (position.stream_epoch, position.behind)
+            about = about if name not in made else evolve(about, group_entry_id=None)
             sightings[name] = Sighting(
                 position=position,
                 about=about,

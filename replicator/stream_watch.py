@@ -21,7 +21,7 @@ from replicator.decode import Decoded, StreamRead
 from replicator.errors import SourceTurned
 from replicator.model import NO_ENTRY, EntryId, GapCause, StreamPosition, entry_order
 from replicator.reread import Logged, oldest_logged, rows_of, through
-from replicator.witness import Checked, Sighting, Verdict, anew, judge
+from replicator.witness import Checked, Sighting, Verdict, anew, is_untouched, judge
 
 CHECK_SECONDS = 1.0
 SUPERSEDED = "superseded: the log had gone back, and the sink held a newer change of this key"
@@ -62,11 +62,15 @@ class StreamWatch:
     _logged: dict[str, Logged] = field(factory=dict)
 
     def read(self, positions: Mapping[str, StreamPosition], *, block_seconds: float) -> Look:
-        """Entries behind the positions: blocking as a rule, in a checked look when that is due."""
+        """Entries behind the positions: blocking as a rule, in a checked look when that is due.
+
+        What a blocking read gives of a stream that has come into being is left there: our group must stand on it first.
+        """
         now = time.monotonic()
         if all(now - self._checked_at.get(stream, -CHECK_SECONDS) < CHECK_SECONDS for stream in positions):
             reads, behind = self.source.read(positions, block_seconds=block_seconds)
-            return Look(reads=reads, behind=behind)
+            if not any(is_untouched(witnessed(positions[read.stream], self.source.published)) for read in reads):
+                return Look(reads=reads, behind=behind)
         checked = self.source.check({s: witnessed(p, self.source.published) for s, p in positions.items()})
         turns = [turn for s, seen in checked.sightings.items() if (turn := self._turn(seen)) is not None]
         self._checked_at = dict.fromkeys(positions, now)

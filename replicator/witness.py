@@ -73,7 +73,7 @@ class Verdict:
 def judge(seen: Sighting) -> Verdict:
     """What this look means for the stream."""
     position, about = seen.position, seen.about
-    if _untouched(seen):
+    if is_untouched(position, seen.published):
         return _account(_restarted(seen)) if about.exists else _awaited(position)
     cause = _another_history(seen)
     if cause is not None:
@@ -84,10 +84,10 @@ def judge(seen: Sighting) -> Verdict:
     return _account(seen)
 
 
-def _untouched(seen: Sighting) -> bool:
+def is_untouched(position: StreamPosition, published: EntryId | None = None) -> bool:
     """Whether nothing of this stream was ever read or published, so that nothing can be missed."""
-    p = seen.position
-    return seen.published is None and p.entries_read == 0 and p.last_entry_row is None
+    witnessed = published if published is not None else position.published_entry_id
+    return witnessed is None and position.entries_read == 0 and position.last_entry_row is None
 
 
 def _awaited(position: StreamPosition) -> Verdict:

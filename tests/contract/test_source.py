@@ -93,6 +93,25 @@ def test_a_stream_that_is_not_there_is_seen_and_waited_for(near_end: NearEnd) ->
     assert near_end.sighting().about.exists
 
 
+def test_our_group_stands_on_a_stream_before_anything_is_read_from_it(near_end: NearEnd) -> None:
+    """Else a stream that is made anew between the first read and the first publish would pass for the one that was read."""
+    near_end.add(1)
+    assert near_end.sighting().about.group_entry_id is None, "there was none before this look"
+    assert near_end.sighting().about.group_entry_id == "0-0"
+    assert near_end.source.published == {"trades": (1, "0-0")}
+    near_end.do("DEL", "trades")
+    near_end.do("XADD", "trades", "0-7", "lower", "id")
+    with pytest.raises(SourceTurned):
+        near_end.source.publish([at(1, entries_read=1)], timeline=1, head=1)
+
+
+def test_a_group_that_stands_elsewhere_is_not_taken_for_the_first(near_end: NearEnd) -> None:
+    near_end.add(1, 2)
+    near_end.do("XGROUP", "CREATE", "trades", "replicator:main", "2-1")
+    assert near_end.sighting().about.group_entry_id == "2-1"
+    assert near_end.source.published == {}
+
+
 def test_a_look_tells_what_was_added_deleted_and_trimmed(near_end: NearEnd) -> None:
     near_end.add(*range(1, 11))
     near_end.do("XDEL", "trades", "4-1", "9-1")
