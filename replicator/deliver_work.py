@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from attrs import define, evolve, field, frozen
 
 from replicator.database import Database, Session
-from replicator.errors import DatabaseUnavailable, LogCorrupt, ReplicatorError
+from replicator.errors import DatabaseUnavailable, LogCorrupt, ReplicatorError, SinkMisshapen
 from replicator.failpoints import failpoint
 from replicator.lanes import ROW_HASH, Lane
 from replicator.ledger import NewBatch
@@ -275,10 +275,16 @@ class Worker:
         return self.sink.server().uptime_seconds <= boot_seconds() - since + CLOCK_SLACK_SECONDS
 
     def holds(self, lane: Lane, batch: Batch) -> bool:
-        """Whether the sink has exactly these rows, and the state table each key's last version among them."""
-        if self.sink.held(lane, self.pipeline, batch.offsets) != batch.checksum:
+        """Whether the sink has exactly these rows, and the state table each key's last version among them.
+
+        A table that is gone has none: the next send makes it anew.
+        """
+        try:
+            if self.sink.held(lane, self.pipeline, batch.offsets) != batch.checksum:
+                return False
+            return self.sink.keys_behind(lane, self.pipeline, batch.offsets) == 0
+        except SinkMisshapen:
             return False
-        return self.sink.keys_behind(lane, self.pipeline, batch.offsets) == 0
 
     def rows_stand(self, lane: Lane, batch: Batch) -> bool:
         """Whether a refused send left its rows in the log table all the same: then a view refused, not the table."""

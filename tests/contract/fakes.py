@@ -212,6 +212,8 @@ class FakeClickHouse:
 
     def _newest(self, table: str, offsets: OffsetRange) -> list[Part]:
         """The parts that FINAL shows of a range; a part that another one covers in part counts as neither."""
+        if self.tables is not None and table not in self.tables:
+            raise SinkMisshapen(f"table {table} does not exist", code=60)
         chosen: dict[OffsetRange, Part] = {}
         for part in self.parts.get(table, ()):
             inside = offsets.first <= part.range.first and part.range.last <= offsets.last

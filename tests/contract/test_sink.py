@@ -226,6 +226,8 @@ def test_a_table_that_is_gone_is_misshapen(far_end: FarEnd) -> None:
     far_end.drop()
     with pytest.raises(SinkMisshapen):
         far_end.sink.insert(*make(1, 1))
+    with pytest.raises(SinkMisshapen):
+        far_end.sink.held(LANE, "main", offsets(1, 1))
 
 
 def test_a_ledger_row_written_again_is_one(far_end: FarEnd) -> None:

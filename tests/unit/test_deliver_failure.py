@@ -12,6 +12,7 @@ from log_room import LogRoom
 
 from replicator.deliver_lane import Circuit
 from replicator.errors import DatabaseUnavailable, OutcomeUnknown, SinkRefused, SinkRejected, SinkUnavailable
+from replicator.lanes import Lane
 from replicator.model import BatchLimits
 from replicator.retry import Ladder
 
@@ -320,3 +321,22 @@ def test_a_bad_row_within_a_batch_parked_by_an_outage_is_found_when_it_is_redriv
     assert [row[1:4] for row in open_rows] == [(42, 42, "rejected")]
     assert room.rows("select log_offset from parked_changes") == [(42,)]
     assert room.deliver.lanes["change_log"].circuit is Circuit.CLOSED
+
+
+def test_a_table_that_is_gone_is_made_anew_for_a_batch_that_was_sent_before(
+    room: LogRoom, server: FakeClickHouse
+) -> None:
+    """What became of the earlier send is asked first, and a table that is gone answers: nothing is held."""
+
+    def make(lane: Lane) -> None:
+        server.tables = None
+
+    room.append(10)
+    server.meet = Script({"change_log": [Fault.LOST_AFTER]})
+    room.until(lambda: server.inserts == 1)
+    server.parts.clear()
+    server.tokens.clear()
+    server.tables = ()
+    room.deliver.worker.ensure = make
+    room.until(delivered(room, server))
+    once(room, server)
