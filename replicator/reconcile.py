@@ -198,15 +198,19 @@ class Reconciler:
                 if not (restarted or silent or time.monotonic() - compared_at >= self.compare_seconds):
                     continue
                 compared_at, silent = time.monotonic(), False
-                found = self.sink_return(session).suspects()
-                if (found or restarted) and not self._interrupted:
+                why = "ClickHouse was restarted" if restarted else self._trouble(session)
+                if why and not self._interrupted:
                     self._interrupted = True
-                    why = (
-                        "ClickHouse was restarted" if restarted else f"ClickHouse holds less than it was given: {found}"
-                    )
                     self.interrupt(SinkTurned(why))
             except (SinkUnavailable, SinkRefused, SinkMisshapen):
                 silent = True
+
+    def _trouble(self, session: Session) -> str:
+        """What of ours the sink does not hold any more; empty when all is there."""
+        if gone := self.standing.missing():
+            return f"tables are gone from ClickHouse: {gone}"
+        short = self.sink_return(session).suspects()
+        return f"ClickHouse holds less than it was given: {short}" if short else ""
 
     def _started_at(self) -> float:
         return float(self.standing.sink.scalar("select toUnixTimestamp(now()) - uptime()"))

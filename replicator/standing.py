@@ -71,6 +71,11 @@ class SinkStanding:
         while self.sink.scalar(sql, {"prefix": f"{self.pipeline}/"}) and not stop.wait(STILL_POLL_SECONDS):
             pass
 
+    def missing(self) -> list[str]:
+        """Which of the two tables that every pipeline needs are gone."""
+        needed = (GENERIC_LANE, LEDGER)
+        return sorted({*needed} - self.sink.columns_of(needed).keys())
+
     def lanes(self) -> dict[str, LaneStanding]:
         """Every lane that the ledger or the configuration knows; empty where nothing of ours was ever made."""
         found = {lane: LaneStanding(lane=lane, target=target) for lane, target in self._targets().items()}

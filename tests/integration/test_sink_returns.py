@@ -151,3 +151,13 @@ def test_a_sink_that_is_whole_is_left_alone(stopped: ServiceRoom) -> None:
     delivered(stopped, 95)
     assert stopped.physical == 95
     assert stopped.rows("select count(*) from operator_actions where action = 'rewind'") == [(0,)]
+
+
+def test_tables_dropped_before_anything_was_delivered_are_made_anew(room: ServiceRoom) -> None:
+    """No checkpoint tells of them, and the ledger alone is not written to when a batch is asked about."""
+    room.start()
+    wait_until(lambda: room.service.deliver.loaded, "delivery under way")
+    room.asked("drop table {d}.replicator_batches sync")
+    room.asked("drop table {d}.change_log sync")
+    delivered(room, 30)
+    assert room.held == numbers(1, 30) and room.physical == 30
