@@ -246,8 +246,8 @@ class Deliver:
 
     def _prepare(self, state: LaneState) -> None:
         limits = self.settings.limits()
-        due_at = state.due_at(limits)
-        if due_at is None or not (due_at <= time.time() or self.flush.is_set()):
+        due_in = state.due_in(limits, time.time())
+        if due_in is None or not (due_in <= 0 or self.flush.is_set()):
             return
         cut = state.cut(limits)
         lane, bounds = self.settings.lane(state.lane.name, cut.schema_version), (BATCH_BYTES_MAX, self.flush.rows_max)
@@ -352,9 +352,9 @@ class Deliver:
             if state.try_at > clock:
                 waits.append(state.try_at - clock)
                 continue
-            due_at = state.due_at(limits) if state.may_cut and state.may_send(clock) else None
-            if due_at is not None:
-                waits.append(due_at - wall)
+            due_in = state.due_in(limits, wall) if state.may_cut and state.may_send(clock) else None
+            if due_in is not None:
+                waits.append(due_in)
             if self._may_freeze(state) or (state.frozen and state.may_send(clock)) or state.redrives:
                 waits.append(0.0)
         return max(0.0, min(waits))

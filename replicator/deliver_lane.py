@@ -152,14 +152,17 @@ class LaneState:
     def oldest_at(self) -> float | None:
         return self.segments[0].oldest_at if self.segments else None
 
-    def due_at(self, limits: BatchLimits) -> float | None:
-        """When the next batch is to be cut, epoch seconds: at once when it is full; None when nothing is pending."""
+    def due_in(self, limits: BatchLimits, now: float) -> float | None:
+        """Seconds until the next batch is to be cut, not above 0: at once. None when nothing is pending.
+
+        At once when it is full, and when its oldest change was logged later than ``now``: the clock was set back since.
+        """
         if not self.segments:
             return None
         first = self.segments[0]
         ends_here = any(segment.schema_version != first.schema_version for segment in self.segments)
         full = ends_here or self.pending_rows >= limits.rows_max
-        return 0.0 if full else first.oldest_at + limits.age_seconds_max
+        return 0.0 if full or first.oldest_at > now else first.oldest_at + limits.age_seconds_max - now
 
     def cut(self, limits: BatchLimits) -> Cut:
         """Take the next batch's segments. The caller knows that there are some."""

@@ -207,7 +207,8 @@ class Reconciler:
 
     def _trouble(self, session: Session) -> str:
         """What of ours the sink does not hold any more; empty when all is there."""
-        if gone := self.standing.missing():
+        prepared = self._sink_started_at is not None
+        if prepared and (gone := self.standing.missing()):
             return f"tables are gone from ClickHouse: {gone}"
         short = self.sink_return(session).suspects()
         return f"ClickHouse holds less than it was given: {short}" if short else ""

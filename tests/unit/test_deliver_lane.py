@@ -80,15 +80,20 @@ def test_a_range_that_could_not_be_read_is_cut_again_as_it_was() -> None:
 def test_a_full_lane_is_due_at_once_another_when_its_oldest_change_has_waited() -> None:
     limits = BatchLimits(rows_max=40, age_seconds_max=5)
     state, _ = lane_with([(10, 0, 0)] * 3, 10)
-    assert state.due_at(limits) == 1.0 + 5
+    assert state.due_in(limits, 4.0) == 1.0 + 5 - 4.0
     state, _ = lane_with([(10, 0, 0)] * 4, 10)
-    assert state.due_at(limits) == 0.0
-    assert LaneState(lane=generic_lane()).due_at(limits) is None
+    assert state.due_in(limits, 4.0) == 0.0
+    assert LaneState(lane=generic_lane()).due_in(limits, 4.0) is None
 
 
 def test_changes_before_a_change_of_schema_wait_for_no_others() -> None:
     state, _ = lane_with([(3, 0, 0), (3, 0, 2)], 25)
-    assert state.due_at(BatchLimits(rows_max=100, age_seconds_max=5)) == 0.0
+    assert state.due_in(BatchLimits(rows_max=100, age_seconds_max=5), 4.0) == 0.0
+
+
+def test_changes_logged_before_the_clock_was_set_back_do_not_wait_for_it() -> None:
+    state, _ = lane_with([(10, 0, 0)], 10)
+    assert state.due_in(BatchLimits(rows_max=100, age_seconds_max=5), -300.0) == 0.0
 
 
 def test_segments_seen_before_are_not_taken_again() -> None:
