@@ -111,3 +111,9 @@ def sampled_bytes(read: StreamRead) -> int:
         return read.fields.nbytes
     sample = read.fields[::32]
     return sum(sum(map(len, entry)) for entry in sample if entry) * len(read.fields) // max(1, len(sample))
+
+
+def without_password(url: str) -> str:
+    """The address as it may be shown."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"

@@ -27,6 +27,7 @@ from replicator.redis_replies import (
     stands_between,
     stream_read,
     stream_reads,
+    without_password,
 )
 from replicator.resp import expect_entries
 from replicator.witness import Checked, Sighting, StreamDescription, is_untouched
@@ -125,11 +126,10 @@ class RedisSource:
         asked = [command for s in names for command in (("XINFO", "STREAM", s), ("XINFO", "GROUPS", s))]
         read = ("XREAD", "COUNT", count, "STREAMS", *names, *(positions[s].behind for s in names))
         new = [p for p in positions.values() if is_untouched(p, self._witnessed(p))]
-        groups = [("XGROUP", "CREATE", p.stream, self.group, p.behind) for p in new]
+        asked = [*(("XGROUP", "CREATE", p.stream, self.group, p.behind) for p in new), *asked]
         try:
             with self._translated(), collector_paused():
-                commands = [*groups, *asked, ("GET", f"{self.group}:head"), read]
-                replies = _exchange(self._reading_connection(), commands)
+                replies = _exchange(self._reading_connection(), [*asked, ("GET", f"{self.group}:head"), read])
                 made = {p.stream for p in new if not isinstance(replies.pop(0), redis.ResponseError)}
                 refuse_other_types(names, replies)
                 entries = {name.decode(): found for name, found in _answered(replies[-1]) or ()}
@@ -378,7 +378,7 @@ def _answered(reply: Any) -> Any:
 
 def _translate(error: Exception, url: str) -> ReplicatorError:
     text = str(error) or type(error).__name__
-    where = _without_password(url)
+    where = without_password(url)
     if (
         isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError)
         or "NOAUTH" in text
@@ -398,8 +398,3 @@ def _translate(error: Exception, url: str) -> ReplicatorError:
             f"what answers at {where} does not speak Redis: {text[:200]}", hint="check [redis] url"
         )
     return SourceUnavailable(f"Redis at {where} does not answer: {text[:300]}", hint="start it, or check [redis] url")
-
-
-def _without_password(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
