@@ -46,9 +46,10 @@ def trace_answer(service: Service, text: str, *, table: str | None) -> dict[str,
         )
         found = tracer.trace(text, table=table)
     if not found["changes"] and not found["rejected"]:
-        raise UsageError(
-            f"nothing is known of {text!r}", code="not_found", hint="give an offset, an id, an entry id or a key"
-        )
+        oldest, hint = service.changelog.oldest, "give an offset, an id, an entry id or a key"
+        if oldest > 1:
+            hint = f"{hint}; the log begins at offset {oldest}: ClickHouse's T_log may hold what is older"
+        raise UsageError(f"nothing is known of {text!r}", code="not_found", hint=hint)
     return found
 
 

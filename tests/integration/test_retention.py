@@ -17,6 +17,7 @@ from replicator.embedded.clickhouse import ClickHouse
 from replicator.errors import UsageError
 from replicator.retention import Limits
 from replicator.service_job import Jobs
+from replicator.service_past import trace_answer
 from replicator.service_verify import Task, Verification
 from replicator.state_past import rows_as_of
 from replicator.verify_report import VerifyRequest
@@ -99,6 +100,9 @@ def test_what_is_old_goes_and_everything_works_on_without_it(room: ServiceRoom) 
     with pytest.raises(UsageError, match=f"begins at offset {OLD + 1}"):
         session = room.service.database.session()
         rows_as_of(session, room.service.catalog.history("trades"), as_of="10")
+    with pytest.raises(UsageError, match="nothing is known") as unknown:
+        trace_answer(room.service, "10", table=None)
+    assert f"begins at offset {OLD + 1}" in unknown.value.hint
     assert prune(room) == 0 and room.service.keeping.retention.waits_for is None
     room.stop()
     room.start()
