@@ -12,7 +12,7 @@ import re
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -96,6 +96,8 @@ class HttpProxy:
     endpoint: str
     rule: Rule = nothing
     seen: dict[str, int] = field(factory=dict)
+    held: int = 0
+    """Requests that hang, or went their way late and are not answered yet."""
     _released: threading.Event = field(factory=threading.Event)
     _server: ThreadingHTTPServer | None = None
     _port: int = 0
@@ -135,9 +137,18 @@ class HttpProxy:
         self._released.set()
         self._released = threading.Event()
 
-    def hold(self) -> None:
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """Hang until released; what is done inside belongs to the request that hung."""
         released = self._released
-        released.wait(60)
+        with self._lock:
+            self.held += 1
+        try:
+            released.wait(60)
+            yield
+        finally:
+            with self._lock:
+                self.held -= 1
 
     def count(self, table: str) -> None:
         with self._lock:
@@ -188,7 +199,8 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(fault, Delay):
             threading.Event().wait(fault.seconds)
         if fault is Break.HANG:
-            self.proxy.hold()
+            with self.proxy.holding():
+                return self._pass_on(request, fault)
         if fault is Break.RESET_BEFORE:
             return self._reset()
         if fault is Break.RESET_DURING:

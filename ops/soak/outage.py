@@ -70,11 +70,11 @@ class Outage:
             with traffic.flowing(self.stage.stack.redis.url, rate):
                 self._until(lambda s: s["sink"]["checkpoint_offset"], "first delivery")
                 time.sleep(BEFORE_SECONDS)
-                began_at = self._status()["log"]["head_offset"]
+                began_at = self._until(bool, "an answer")["log"]["head_offset"]
                 self.stage.stack.clickhouse.kill()
                 self._wait_away(away_seconds)
                 self.stage.stack.clickhouse.start()
-                figures["logged_while_away"] = self._status()["log"]["head_offset"] - began_at
+                figures["logged_while_away"] = self._until(bool, "an answer")["log"]["head_offset"] - began_at
                 self._catch_up()
             assert traffic.written is not None
             self._until(lambda s: s["log"]["head_offset"] >= sum(traffic.written.entries.values()), "all is logged")
@@ -88,11 +88,14 @@ class Outage:
     def _wait_away(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
-            self.show(completed=seconds - left, now=f"{self._status()['log']['head_offset']:,} logged")
+            status = self._status_if_answered()
+            if status:
+                self.show(completed=seconds - left, now=f"{status['log']['head_offset']:,} logged")
             time.sleep(min(2.0, left))
 
     def _catch_up(self) -> None:
-        began, start = time.monotonic(), self._status()["sink"]["confirmed_offset"] or 0
+        began = time.monotonic()
+        start = self._until(bool, "an answer")["sink"]["confirmed_offset"] or 0
         first = self._until(lambda s: (s["sink"]["confirmed_offset"] or 0) > start, "the first delivery")
         moving = time.monotonic()
         last = self._until(self._caught_up, "caught up")
@@ -142,13 +145,18 @@ class Outage:
         self.peak_mb = max(self.peak_mb, _peak_mb(self.service_pid))
         return status
 
+    def _status_if_answered(self) -> dict[str, Any] | None:
+        """None while it is not up yet, or does not come to it on a machine that has other things to do; counted."""
+        try:
+            return self._status()
+        except (ReplicatorError, AssertionError):
+            self.report.count("status", "unanswered")
+            return None
+
     def _until(self, holds: Callable[[dict[str, Any]], Any], what: str) -> dict[str, Any]:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
-            try:
-                status = self._status()
-            except (ReplicatorError, AssertionError):  # it is not up yet
-                status = None
+            status = self._status_if_answered()
             if status and holds(status):
                 return status
             if status:

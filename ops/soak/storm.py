@@ -122,7 +122,7 @@ class Cycle:
     def _at_failpoint(self, point: str, nth: int) -> None:
         self._note(point)
         child = self.room.child(f"{point}=kill@{nth}")
-        by_itself = killed(child, 40 if point in RARE else 20)
+        by_itself = killed(child, PATIENCE_SECONDS)
         self.report.count("kills", point if by_itself else f"service, {point} not reached in time")
 
     def _started(self) -> BaseProcess:

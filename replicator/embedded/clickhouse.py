@@ -23,6 +23,8 @@ from replicator.embedded.lifeline import release, size, spawn, tail
 from replicator.errors import ReplicatorError
 
 START_SECONDS = 60.0
+EXECUTE_SECONDS = 120.0
+"""urllib3's own is 3 seconds, which dropping a database can take."""
 _PATTERN = re.compile(r"[*?{}]")
 
 
@@ -95,6 +97,7 @@ class ClickHouse:
             body=statement.encode(),
             headers={"X-ClickHouse-User": self.user, "X-ClickHouse-Key": self.password},
             retries=False,
+            timeout=EXECUTE_SECONDS,
         )
         text = response.data.decode(errors="replace")
         if response.status != 200:
