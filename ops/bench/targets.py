@@ -99,7 +99,7 @@ TARGETS = (
 
 
 @click.command()
-@click.option("--rows", default=500_000, show_default=True, help="Changes in the stream that rivals share.")
+@click.option("--rows", default=1_000_000, show_default=True, help="Changes in the stream that rivals share.")
 @click.option("--rounds", default=3, show_default=True, help="Alternating rounds; medians count.")
 @click.option(
     "--rows-large", default=10_000_000, show_default=True, help="Changes in the large log and in the backlog."
