@@ -35,6 +35,7 @@ from replicator.errors import (
 )
 from replicator.operations import LIST_MAX, Operations, Selection
 from replicator.server_guard import error_body
+from replicator.server_shapes import with_answers
 from replicator.server_tokens import Tokens
 from replicator.status import State, StatusReport
 
@@ -57,30 +58,40 @@ _ACTOR = re.compile(r"[^\w.@:+-]+")
 log = structlog.get_logger(__name__)
 
 
+Given = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
+
+
 class Doors:
     """Who may pass: dependencies for routes."""
 
     def __init__(self, tokens: Callable[[], Tokens]) -> None:
         self._tokens = tokens
 
-    def _role(self, credentials: HTTPAuthorizationCredentials | None) -> str:
+    def _role(self, request: Request, credentials: Given) -> str:
         role = self._tokens().role(credentials.credentials) if credentials else None
         if role is None:
             raise HTTPException(401, "a token is needed" if credentials is None else "the token is not known")
+        _only_described(request)
         return role
 
-    def read(self, given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]) -> str:
+    def read(self, request: Request, given: Given) -> str:
         """Any of the two tokens."""
-        return self._role(given)
+        return self._role(request, given)
 
-    def admin(
-        self, given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
-    ) -> str:
+    def admin(self, request: Request, given: Given) -> str:
         """The admin token."""
-        role = self._role(given)
+        role = self._role(request, given)
         if role != "admin":
             raise HTTPException(403, "the read token may not change anything")
         return role
+
+
+def _only_described(request: Request) -> None:
+    """Refuse a parameter that the verb does not have: a mistyped filter must not mean everything."""
+    path, known = request.url.path, {field.alias for field in request.scope["route"].dependant.query_params}
+    unknown = sorted(set(request.query_params) - known) if path.startswith("/api/") else []
+    if unknown:
+        raise HTTPException(422, f"query: {path} has no parameter {unknown[0][:100]!r}")
 
 
 @frozen(kw_only=True)
@@ -196,14 +207,6 @@ def actor(request: Request) -> str:
 Actor = Annotated[str, Depends(actor)]
 
 
-def only_described(request: Request) -> None:
-    """Refuse a parameter that the verb does not have: a mistyped filter must not mean everything."""
-    path, known = request.url.path, {field.alias for field in request.scope["route"].dependant.query_params}
-    unknown = sorted(set(request.query_params) - known) if path.startswith("/api/") else []
-    if unknown:
-        raise HTTPException(422, f"query: {path} has no parameter {unknown[0][:100]!r}")
-
-
 def build_app(face: Face) -> FastAPI:
     """The application; everything it needs comes in ``face``."""
     app = FastAPI(
@@ -216,12 +219,15 @@ def build_app(face: Face) -> FastAPI:
     )
     doors = Doors(face.tokens)
     app.include_router(health_router(face, doors))
-    for router in (api_router(face, doors), *(part(doors) for part in face.parts)):
-        app.include_router(router, dependencies=[Depends(only_described)])
+    app.include_router(api_router(face, doors))
+    for part in face.parts:
+        app.include_router(part(doors), responses=ERRORS)
     app.add_exception_handler(ReplicatorError, _ours)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _bug)
+    plain = app.openapi
+    app.openapi = lambda: app.openapi_schema or with_answers(plain())  # type: ignore[method-assign]
     return app
 
 

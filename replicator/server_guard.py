@@ -21,8 +21,10 @@ from replicator.config.checks import is_loopback
 
 BODY_BYTES_MAX = 1 << 20
 CONNECTIONS_MAX = 256
-FIRST_REQUEST_SECONDS = 10.0
+REQUEST_SECONDS = 10.0
+"""So long a connection may take to say what it wants, from its beginning or from the last answer on."""
 BODY_SECONDS = 30.0
+"""So long the whole body may take."""
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -120,15 +122,18 @@ def _names_loopback(host: str) -> bool:
 def _limited(receive: Receive, bytes_max: int) -> Receive:
     taken = 0
     whole = False
+    until = asyncio.get_running_loop().time() + BODY_SECONDS
 
     async def limited() -> MutableMapping[str, Any]:
         nonlocal taken, whole
         if whole:
             return await receive()
         try:
-            message = await asyncio.wait_for(receive(), BODY_SECONDS)
+            async with asyncio.timeout_at(until):
+                message = await receive()
         except TimeoutError:
-            raise HTTPException(408, f"the body did not come within {BODY_SECONDS:.0f} s") from None
+            text = f"the body did not come within {BODY_SECONDS:.0f} s"
+            raise HTTPException(408, text, headers={"Connection": "close"}) from None
         taken += len(message.get("body", b""))
         whole = not message.get("more_body", False)
         if taken > bytes_max:
@@ -147,28 +152,38 @@ async def _answer(send: Send, refusal: Refusal) -> None:
 
 
 class GuardedProtocol(H11Protocol):
-    """uvicorn's protocol with a bound on connections, and on how long one may stay silent before its first request.
+    """uvicorn's protocol with a bound on connections, and on how long one may owe a request.
 
-    Beyond the bound the connection that has been silent longest makes room, so that a crowd locks nobody out. A
-    request finds in its scope's state what cuts its connection: closing would wait for a reader that does not read.
+    Beyond the bound the connection that has owed its request longest makes room, so that a crowd locks nobody out,
+    whether it is silent, has been answered before, or sends byte by byte. A request finds in its scope's state what
+    cuts its connection: closing would wait for a reader that does not read.
     """
 
-    opened_at = 0.0
+    owes_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.opened_at = self.loop.time()
         self.app_state = {**self.app_state, "abort": transport.abort}
+        self._await_request()
         if len(self.connections) > CONNECTIONS_MAX:
-            silent = [c for c in self.connections if isinstance(c, GuardedProtocol) and c.is_silent]
-            min(silent, key=lambda c: c.opened_at).transport.abort()
-        self.loop.call_later(FIRST_REQUEST_SECONDS, self._close_if_silent)
+            owing = [c for c in self.connections if isinstance(c, GuardedProtocol) and c.owes]
+            min(owing, key=lambda c: c.owes_since).transport.abort()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._await_request()
 
     @property
-    def is_silent(self) -> bool:
-        """Open, and without a request so far."""
-        return self.scope is None and not self.transport.is_closing()
+    def owes(self) -> bool:
+        """Open, and without a whole request to be answered."""
+        between = self.cycle is None or self.cycle.response_complete or self.cycle.more_body
+        return between and not self.transport.is_closing()
 
-    def _close_if_silent(self) -> None:
-        if self.is_silent:
-            self.transport.close()
+    def _await_request(self) -> None:
+        self.owes_since = self.loop.time()
+        self.loop.call_later(REQUEST_SECONDS, self._close_if_owing, self.owes_since)
+
+    def _close_if_owing(self, since: float) -> None:
+        begun = self.cycle is not None and not self.cycle.response_complete
+        if self.owes_since == since and not begun:
+            self.transport.abort()

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from replicator.page_feed import VIEWERS_MAX, PageFeed
-from replicator.server_app import ERRORS, Doors
+from replicator.server_app import Doors
 
 if TYPE_CHECKING:
     from replicator.running import RunningService
@@ -127,7 +127,7 @@ def make_router(running: RunningService, doors: Doors) -> APIRouter:
     @router.get(
         "/api/v1/live",
         dependencies=[Depends(doors.read)],
-        responses={**ERRORS, 200: LIVE},
+        responses={200: LIVE},
         response_class=Response,
     )
     async def live(request: Request) -> Response:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
 
-from replicator.server_app import ERRORS, Doors
+from replicator.server_app import Doors
 from replicator.service_past import ROWS_MAX, state_answer, trace_answer
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ Text = Annotated[str | None, Query(max_length=10_000)]
 
 
 def make_router(running: RunningService, doors: Doors) -> APIRouter:
-    router = APIRouter(prefix="/api/v1", tags=["past"], responses=ERRORS)
+    router = APIRouter(prefix="/api/v1", tags=["past"])
     reader, service = [Depends(doors.read)], running.service
 
     @router.get("/state/{table}", dependencies=reader)

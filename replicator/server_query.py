@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from replicator.query import OPEN_MAX, Ask, Queries, QueryFailed, RunningQuery
 from replicator.query_question import ROWS_MAX, SECONDS_DEFAULT, SECONDS_MAX, EntryNotCaptured, Format
-from replicator.server_app import ERRORS, Body, Doors, ErrorAnswer
+from replicator.server_app import Body, Doors, ErrorAnswer
 
 if TYPE_CHECKING:
     from replicator.running import RunningService
@@ -113,7 +113,7 @@ def make_router(running: RunningService, doors: Doors) -> APIRouter:
     queries = Queries(database=service.database, directory=directory / "queries", progress=service.progress)
     pool = ThreadPoolExecutor(OPEN_MAX, thread_name_prefix="query")
     threading.Thread(target=_close_at_end, args=[service.stop, queries], name="query-end", daemon=True).start()
-    router = APIRouter(prefix="/api/v1", tags=["query"], responses=ERRORS)
+    router = APIRouter(prefix="/api/v1", tags=["query"])
 
     @router.post("/query", dependencies=[Depends(doors.read)], responses=DESCRIBED, response_class=Response)
     async def query(

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from replicator.errors import UsageError
 from replicator.replay_plan import ReplayRequest
-from replicator.server_app import ERRORS, Actor, Body, Doors
+from replicator.server_app import Actor, Body, Doors
 from replicator.service_job import REPLAY
 from replicator.service_replay import Replaying, ReplayTask
 
@@ -37,7 +37,7 @@ class ReplayBody(Body):
 
 
 def make_router(running: RunningService, doors: Doors) -> APIRouter:
-    router = APIRouter(prefix="/api/v1", tags=["replay"], responses=ERRORS)
+    router = APIRouter(prefix="/api/v1", tags=["replay"])
     reader, admin, jobs = [Depends(doors.read)], [Depends(doors.admin)], running.verification.jobs
     replaying = Replaying(service=running.service, jobs=jobs)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Depends
 from pydantic import Field
 
-from replicator.server_app import ERRORS, Actor, Body, Doors
+from replicator.server_app import Actor, Body, Doors
 from replicator.service_job import VERIFY
 from replicator.service_verify import Task
 from replicator.verify_report import VerifyRequest
@@ -34,7 +34,7 @@ class VerifyBody(Body):
 
 
 def make_router(running: RunningService, doors: Doors) -> APIRouter:
-    router = APIRouter(prefix="/api/v1", tags=["verify"], responses=ERRORS)
+    router = APIRouter(prefix="/api/v1", tags=["verify"])
     reader, admin, verification = [Depends(doors.read)], [Depends(doors.admin)], running.verification
 
     @router.post("/verify", dependencies=admin)

@@ -4,7 +4,7 @@ import { make, setFigure, setText } from "./dom.js";
 import { clock, number, rate, seconds } from "./text.js";
 
 const HOUR = 3600;
-const BREAK_SECONDS = 20; // points further apart than this are not joined
+const BREAK_SECONDS = 60; // points further apart than this are not joined
 const SHORTEST = 300;
 const HEIGHT = 132;
 const COLUMNS = { at: 0, lagChanges: 1, lagSeconds: 2, read: 3, delivered: 4 };
