@@ -35,7 +35,7 @@ from replicator.errors import (
 )
 from replicator.operations import LIST_MAX, Operations, Selection
 from replicator.server_guard import error_body
-from replicator.server_shapes import with_answers
+from replicator.server_shapes import ERRORS, with_answers
 from replicator.server_tokens import Tokens
 from replicator.status import State, StatusReport
 
@@ -165,16 +165,6 @@ class AckRequest(ChangeRequest):
     note: str = Field(default="", max_length=2000)
 
 
-class ErrorFields(BaseModel):
-    kind: str
-    message: str
-    hint: str | None
-
-
-class ErrorAnswer(BaseModel):
-    error: ErrorFields
-
-
 Age = Annotated[float | None, Query(ge=0, le=1e10, description="Only what is at least so many seconds old.")]
 Limit = Annotated[int, Query(ge=1, le=LIST_MAX)]
 RowId = Annotated[int, Field(ge=1, lt=2**63)]
@@ -182,21 +172,6 @@ FailedState = Literal["open", "resolved", "discarded", "all"]
 RejectedState = Literal["open", "resolved", "discarded", "all"]
 GapState = Literal["open", "acknowledged", "all"]
 Subject = Annotated[str | None, Query(max_length=512)]
-
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer, "description": text}
-    for status, text in (
-        (400, "The request makes no sense."),
-        (401, "No token, or an unknown one."),
-        (403, "The token may not do this, or the call comes from another origin."),
-        (404, "There is no such thing."),
-        (408, "The body did not come in time."),
-        (413, "The body is too large."),
-        (421, "Called by a name that is not this service's."),
-        (422, "The request has another form than described."),
-        (503, "Something that is needed does not answer."),
-    )
-}
 
 
 def actor(request: Request) -> str:

@@ -21,7 +21,8 @@ from starlette.types import Receive, Scope, Send
 
 from replicator.query import OPEN_MAX, Ask, Queries, QueryFailed, RunningQuery
 from replicator.query_question import ROWS_MAX, SECONDS_DEFAULT, SECONDS_MAX, EntryNotCaptured, Format
-from replicator.server_app import Body, Doors, ErrorAnswer
+from replicator.server_app import Body, Doors
+from replicator.server_shapes import ErrorAnswer
 
 if TYPE_CHECKING:
     from replicator.running import RunningService

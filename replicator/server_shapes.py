@@ -20,6 +20,32 @@ REFERENCE = "#/components/schemas/{model}"
 Schema = dict[str, Any]
 
 
+class ErrorFields(BaseModel):
+    kind: str
+    message: str
+    hint: str | None
+
+
+class ErrorAnswer(BaseModel):
+    error: ErrorFields
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": text}
+    for status, text in (
+        (400, "The request makes no sense."),
+        (401, "No token, or an unknown one."),
+        (403, "The token may not do this, or the call comes from another origin."),
+        (404, "There is no such thing."),
+        (408, "The body did not come in time."),
+        (413, "The body is too large."),
+        (421, "Called by a name that is not this service's."),
+        (422, "The request has another form than described."),
+        (503, "Something that is needed does not answer."),
+    )
+}
+
+
 class Action(BaseModel):
     id: int
     asked_at: str

@@ -7,7 +7,7 @@ import json
 from attrs import evolve
 
 from replicator.page_history import EVENTS_MAX, HOUR_SECONDS, TOLD_AT_ONCE_MAX, Chronicle, History, reason_key
-from replicator.status import LoopStatus, Reason, SinkStatus, State, StatusReport, VerifyStatus
+from replicator.status import LoopStatus, Reason, ReasonKind, SinkStatus, State, StatusReport, VerifyStatus
 
 REPORT = StatusReport(pipeline="main", running=True, database="x")
 
@@ -17,7 +17,7 @@ def lagging(changes: int | None, seconds: float | None = 1.0) -> StatusReport:
 
 
 def because(*texts: str, state: State = State.DEGRADED) -> StatusReport:
-    return evolve(REPORT, notes=[Reason(state=state, text=text) for text in texts])
+    return evolve(REPORT, notes=[Reason(kind=ReasonKind.PAUSED, state=state, text=text) for text in texts])
 
 
 def told(chronicle: Chronicle) -> list[tuple[str, str]]:
@@ -66,7 +66,10 @@ def test_a_reason_whose_numbers_change_begins_once_and_ends_once() -> None:
 
 
 def test_two_tables_with_numbers_in_their_names_are_two() -> None:
-    one, two = (Reason(state=State.FAILED, text=f"delivery of trades_{n} is stopped: 12 rows") for n in (1, 2))
+    one, two = (
+        Reason(kind=ReasonKind.PAUSED, state=State.FAILED, text=f"delivery of trades_{n} is stopped: 12 rows")
+        for n in (1, 2)
+    )
     assert reason_key(one) != reason_key(two)
     assert reason_key(one) == reason_key(evolve(one, text=one.text.replace("12", "1,300")))
 
