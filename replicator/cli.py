@@ -22,6 +22,7 @@ from replicator.errors import ConfigError, ReplicatorError, UsageError
 
 DEFAULT_CONFIG_DIR = Path("config")
 INTERRUPTED = 130
+PRIVATE = 0o077
 BROKEN_PIPE = 141
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -91,7 +92,8 @@ def cli(context: click.Context, config_dir: Path | None, log_level: str | None) 
 
 
 def main() -> None:
-    """The console script."""
+    """The console script. What it creates is for its user alone: databases, their write-ahead logs, logs, temporary files."""
+    os.umask(os.umask(PRIVATE) | PRIVATE)
     code = _run()
     logging.shutdown()
     sys.stderr.flush()

@@ -232,9 +232,9 @@ class Database:
         path = self.options.path
         if not self.options.read_only:
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 if self.options.temp_directory:
-                    self.options.temp_directory.mkdir(parents=True, exist_ok=True)
+                    self.options.temp_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
                 raise DatabaseUnavailable(
                     f"cannot create {error.filename}: {error.strerror}", hint="set [database] path or DUCKDB_PATH"

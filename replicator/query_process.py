@@ -40,7 +40,7 @@ class QueryProcess:
 
     @classmethod
     def spawn(cls, directory: Path) -> QueryProcess:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         own = Path(tempfile.mkdtemp(prefix="query-", dir=directory))
         options = {
             "threads": max(1, min(4, (os.cpu_count() or 2) // 2)),
