@@ -59,7 +59,7 @@ class Outage:
     show: Callable[..., None]
     room: PipelineRoom = field(init=False)
     parked_most: dict[str, int] = field(factory=dict)
-    """Open failed syncs by table, at most."""
+    """Parked rows by table, at most."""
     peak_mb: float = 0.0
     service_pid: int = 0
 
@@ -80,7 +80,7 @@ class Outage:
             self._until(lambda s: s["log"]["head_offset"] >= sum(traffic.written.entries.values()), "all is logged")
             self._until(lambda s: s["sink"]["lag_changes"] == 0 and not s["failed_syncs"]["open"], "all is delivered")
             figures["verify_mismatches"] = self._verified()
-        figures["parked_batches_at_most"] = self.parked_most
+        figures["parked_rows_at_most"] = self.parked_most
         figures["peak_mb"] = round(self.peak_mb)
         figures["written_per_second"] = round(sum(traffic.written.entries.values()) / traffic.written.seconds)
         self.report.take(self._compare(traffic.written), 0)
@@ -187,7 +187,7 @@ class Outage:
             logged = {stream: (rows, ids) for stream, rows, ids in session.rows(by_stream)}
             found.wrong += [f"failed_syncs: {each}" for each in session.rows("from failed_syncs where status = 'open'")]
             resolved = session.rows("select table_name, count(*) from failed_syncs where reason = 'outage' group by 1")
-        self.report.figures["parked_batches_in_all"] = dict(resolved)
+        self.report.figures["parked_batches"] = dict(resolved)
         for stream, table, offset in (("trades", "change_log", "log_offset"), ("orders", "orders_log", "_offset")):
             entries, (rows, ids) = written.entries[stream], logged.get(stream, (0, 0))
             ((held, offsets),) = self.room.sink_rows(f"select count(), uniqExact({offset}) from {{db}}.{table}")
