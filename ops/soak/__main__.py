@@ -10,6 +10,7 @@ SOAKS = {
     "storm": "kill the service and its engines at every durable step and at random",
     "faults": "spoil both connections in every way there is",
     "outage": "take ClickHouse away for minutes under load",
+    "simulate": "the simulation: seeds, faults and a model, for as many steps as asked",
     "retention": "millions of changes through a log and a Redis that keep few of them",
 }
 
