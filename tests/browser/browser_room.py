@@ -25,6 +25,9 @@ ARGUMENTS = (
 AXE = Path(__file__).parent / "vendor" / "axe.js"
 RULES = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
 PATIENCE_SECONDS = 60.0
+HOSTILE_STREAM = '<img src=x onerror="window.owned=1">\N{RIGHT-TO-LEFT OVERRIDE}'
+LONG_STREAM = "long_" * 40
+READ_TOKEN = "look-but-do-not-touch-0123456789"
 
 
 def start_chrome(browser: str, driver: str, profile: Path) -> Chrome:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import redis
-from browser_room import Page, start_chrome
+from browser_room import HOSTILE_STREAM, LONG_STREAM, READ_TOKEN, Page, start_chrome
 from replicator_process import Replicator, free_port, running_alone
 
 from replicator.embedded.clickhouse import ClickHouse
@@ -15,9 +15,6 @@ from replicator.embedded.valkey import Valkey
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
-HOSTILE_STREAM = '<img src=x onerror="window.owned=1">\N{RIGHT-TO-LEFT OVERRIDE}'
-LONG_STREAM = "long_" * 40
-READ_TOKEN = "look-but-do-not-touch-0123456789"
 SECTIONS = """
 [serve]
 port = {port}

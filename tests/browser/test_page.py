@@ -6,8 +6,7 @@ import json
 
 import pytest
 import redis
-from browser_room import Page
-from conftest import HOSTILE_STREAM, LONG_STREAM, READ_TOKEN
+from browser_room import HOSTILE_STREAM, LONG_STREAM, READ_TOKEN, Page
 from replicator_process import Replicator
 from selenium.webdriver.common.keys import Keys
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import redis
-from browser_room import Page
-from conftest import READ_TOKEN
+from browser_room import READ_TOKEN, Page
 from replicator_process import Replicator
 from test_page import trades
 
