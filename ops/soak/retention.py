@@ -120,7 +120,10 @@ class Pruned:
                 self._sample(first)
 
     def _sample(self, written: int) -> None:
-        status = self._status()
+        try:
+            status = self._status()
+        except ReplicatorError:  # a machine so busy that it does not answer in time: one sample less
+            return
         used = self.room.source.info("memory")["used_memory"]
         sample = {
             "written": written,
