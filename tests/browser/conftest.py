@@ -38,7 +38,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         chrome.quit()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def service(
     page: Page, _valkey: Valkey, _clickhouse: ClickHouse, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Replicator]:
