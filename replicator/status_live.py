@@ -172,7 +172,7 @@ def _collect(
         retention=service.keeping.retention_status(),
         trim=service.keeping.trim_status(),
         snapshots=service.keeping.snapshot_status(),
-        rates=_rates(samples),
+        rates=recent_rates(samples),
         totals=_totals(service),
         redis=engine_status(redis_facts, clock=clock),
         clickhouse=engine_status(probe.clickhouse, clock=clock),
@@ -344,13 +344,15 @@ def _loops(service: Service, clock: float) -> list[LoopStatus]:
     return loops
 
 
-def _since(samples: tuple[Sample, ...], window_seconds: float) -> Sample:
-    newest = samples[-1]
-    return next(s for s in samples if newest.at - s.at <= window_seconds)
+def _before(samples: tuple[Sample, ...], window_seconds: float) -> Sample:
+    """The oldest sample within the window before the last one; where samples are further apart, the one before it."""
+    *earlier, newest = samples
+    return next((s for s in earlier if newest.at - s.at <= window_seconds), earlier[-1] if earlier else newest)
 
 
-def _rates(samples: tuple[Sample, ...]) -> Rates:
-    old, new = _since(samples, RATE_WINDOW_SECONDS), samples[-1]
+def recent_rates(samples: tuple[Sample, ...]) -> Rates:
+    """What happened per second lately; unknown until two samples are far enough apart."""
+    old, new = _before(samples, RATE_WINDOW_SECONDS), samples[-1]
     seconds = new.at - old.at
     if seconds < SAMPLE_SECONDS / 2:
         return Rates()
