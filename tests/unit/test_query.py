@@ -240,7 +240,7 @@ def test_a_query_is_stopped_when_its_time_is_up(queries: Queries) -> None:
 
 
 def test_a_query_nobody_reads_on_is_stopped_too(queries: Queries) -> None:
-    query = queries.open(Ask(sql="from range(100000000)", seconds=0.5)).start()
+    query = queries.open(Ask(sql="from range(100000000)", seconds=3)).start()
     pieces = query.pieces()
     next(pieces)
     while query.cancelled is None:
