@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,20 +77,21 @@ def asked(path: str, watched: Watch) -> tuple[int, dict[str, Any]]:
 @pytest.mark.parametrize(
     ("watched", "alive", "ready", "reasons"),
     [
-        (watch(None), 200, 503, []),
-        (watch(WELL), 200, 200, []),
-        (watch(HANGS), 503, 503, ["loop_silent"]),
-        (watch(WELL, REPORT_SECONDS_MAX + 1), 503, 503, ["report_old"]),
-        (watch(evolve(WELL, paused=["capture"])), 200, 200, ["paused"]),
-        (watch(evolve(WELL, loops=[LoopStatus(loop="x", running=False)])), 200, 503, ["loop_down"]),
+        (partial(watch, None), 200, 503, []),
+        (partial(watch, WELL), 200, 200, []),
+        (partial(watch, HANGS), 503, 503, ["loop_silent"]),
+        (partial(watch, WELL, REPORT_SECONDS_MAX + 1), 503, 503, ["report_old"]),
+        (partial(watch, evolve(WELL, paused=["capture"])), 200, 200, ["paused"]),
+        (partial(watch, evolve(WELL, loops=[LoopStatus(loop="x", running=False)])), 200, 503, ["loop_down"]),
     ],
     ids=["starting", "well", "a loop hangs", "the report is old", "degraded", "failed"],
 )
 def test_livez_asks_for_a_restart_and_readyz_for_help(
-    watched: Watch, alive: int, ready: int, reasons: list[str]
+    watched: partial[Watch], alive: int, ready: int, reasons: list[str]
 ) -> None:
-    assert asked("/livez", watched)[0] == alive
-    status, body = asked("/readyz", watched)
+    made = watched()  # now: a report grows old while the suite runs
+    assert asked("/livez", made)[0] == alive
+    status, body = asked("/readyz", made)
     assert (status, body["reasons"]) == (ready, reasons)
 
 
@@ -109,14 +111,16 @@ def test_a_manager_that_does_not_read_keeps_nobody_waiting(monkeypatch: pytest.M
     systemd.notify("WATCHDOG=1")
 
 
-@pytest.mark.parametrize(("watched", "beats"), [(watch(WELL), 1), (watch(HANGS), 0), (watch(WELL, 100), 0)])
+@pytest.mark.parametrize(
+    ("watched", "beats"), [(partial(watch, WELL), 1), (partial(watch, HANGS), 0), (partial(watch, WELL, 100), 0)]
+)
 def test_the_watchdog_hears_nothing_while_part_of_it_hangs(
-    monkeypatch: pytest.MonkeyPatch, watched: Watch, beats: int
+    monkeypatch: pytest.MonkeyPatch, watched: partial[Watch], beats: int
 ) -> None:
     told: list[str] = []
     monkeypatch.setattr(systemd, "notify", told.append)
     monkeypatch.setenv("WATCHDOG_USEC", "1000000")
     running = RunningService.__new__(RunningService)
-    running.watch, running._notified_at, running._state_line = watched, 0.0, ""
+    running.watch, running._notified_at, running._state_line = watched(), 0.0, ""
     running._tell_watchdog()
     assert told == ["WATCHDOG=1"] * beats
