@@ -253,7 +253,7 @@ def test_names_sort_by_time_and_tell_it(tmp_path: Path) -> None:
 
 def test_the_service_takes_them_on_schedule_and_on_request(replicator: Replicator) -> None:
     replicator.configure(
-        sections='[pipeline]\nname = "kept"\n[serve]\nport = 0\n[snapshots]\ninterval_sec = 1\nkeep = 1'
+        sections='[pipeline]\nname = "kept"\n[serve]\nport = 0\n[snapshots]\ninterval_sec = 5\nkeep = 1'
     )
     replicator.start()
     directory = replicator.directory / "data" / "snapshots"
