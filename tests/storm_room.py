@@ -18,6 +18,18 @@ from contract.fakes import wait_until
 from findings import Findings, compare
 from pipeline_room import PipelineRoom
 
+UNDER_WAY = (
+    "append.before_commit",
+    "append.after_commit",
+    "publish.after",
+    "freeze.after",
+    "send.after",
+    "ledger.before",
+    "ledger.after",
+    "checkpoint.before",
+    "checkpoint.after",
+)
+"""Failpoints that traffic reaches by itself."""
 KEYS = 40
 ORDERS = """
 [[tables]]

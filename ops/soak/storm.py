@@ -18,24 +18,12 @@ from attrs import define, field
 from contract.fakes import wait_until
 from findings import compare
 from pipeline_room import PipelineRoom
-from storm_room import Producer, check_between, killed, settle
+from storm_room import UNDER_WAY, Producer, check_between, killed, settle
 
 from ops.soak.report import Report, bar, close
 from ops.soak.stage import Stage, stage
 from replicator import failpoints
 
-UNDER_WAY = (
-    "append.before_commit",
-    "append.after_commit",
-    "publish.after",
-    "freeze.after",
-    "send.after",
-    "ledger.before",
-    "ledger.after",
-    "checkpoint.before",
-    "checkpoint.after",
-)
-"""Failpoints that traffic reaches by itself."""
 REFUSED = ("bisect.between_children", "park.after")
 """Those that a row reaches which ClickHouse refuses: in every other cycle, for each such row costs many inserts."""
 STARTING = ("migration.inside", "sink_migration.inside", "alter.inside")
