@@ -28,7 +28,7 @@ class Pace:
 
     progress: CaptureProgress | None
     _free_at: float = 0.0
-    _sampled_at: float = 0.0
+    _sampled_at: float = field(factory=time.monotonic)
     _sampled: int = 0
     _busy: bool = False
     _lock: threading.Lock = field(factory=threading.Lock)

@@ -23,6 +23,8 @@ def room(
     tmp_path: Path, redis_url: str, clickhouse_server: ClickHouse, clickhouse_database: str
 ) -> Iterator[VerifyRoom]:
     with VerifyRoom.open(tmp_path, redis_url, clickhouse_server, clickhouse_database) as opened:
+        # a minute's own comparison would send again what is lost here, out of a log that has lost rows as well
+        opened.service.reconciler.compare_seconds = 86_400
         opened.fill(2000)
         yield opened
 

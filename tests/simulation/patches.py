@@ -85,7 +85,7 @@ def _names(kernel: Kernel) -> list[tuple[Any, str, Any]]:
 def simulated(kernel: Kernel) -> Iterator[None]:
     """The product runs on ``kernel`` inside the block, and its log lines go to the trace."""
     put_back = [(owner, name, getattr(owner, name)) for owner, name, _ in _names(kernel)]
-    logging = structlog.get_config()
+    logging = structlog.get_config() if structlog.is_configured() else None
     try:
         for owner, name, value in _names(kernel):
             setattr(owner, name, value)
@@ -94,7 +94,9 @@ def simulated(kernel: Kernel) -> Iterator[None]:
     finally:
         for owner, name, value in put_back:
             setattr(owner, name, value)
-        structlog.configure(**logging)
+        structlog.reset_defaults()
+        if logging is not None:
+            structlog.configure(**logging)
 
 
 class _Noted:

@@ -186,7 +186,7 @@ class World:
 
     def _delivered(self) -> bool:
         service = self.running.service if self.running is not None else None
-        if service is None or not service.deliver.loaded:
+        if service is None or not service.deliver.loaded or not all(loop.running for loop in service.loops.values()):
             return False
         done = service.deliver.checkpoint >= service.changelog.head and service.deliver.quiet
         return done and not any(reason == "outage" and status == "open" for *_, reason, status in self.model.parked())

@@ -8,15 +8,15 @@ import pytest
 
 from replicator.capture import CaptureProgress
 from replicator.query import QueryFailed
-from replicator.query_pace import Pace
+from replicator.query_pace import SAMPLE_SECONDS, Pace
 
 
 def test_while_capture_is_busy_queries_rest_nine_times_as_long_as_they_work() -> None:
     progress = CaptureProgress()
     pace, began, worked = Pace(progress), time.monotonic(), 0.0
     while worked < 0.02:
-        progress.changes_appended = int((time.monotonic() - began + 1) * 10_000_000)  # ten million a second
-        pace._sampled_at = 0.0 if not pace._busy else pace._sampled_at
+        progress.changes_appended += 10_000_000
+        pace._sampled_at -= SAMPLE_SECONDS
         with pace.work(lambda: None):
             start = time.thread_time()
             while time.thread_time() - start < 0.004:
@@ -38,7 +38,7 @@ def test_while_capture_has_time_queries_never_wait() -> None:
 
 def test_a_query_that_waits_for_its_turn_can_be_cancelled() -> None:
     progress = CaptureProgress(changes_appended=1 << 60)
-    pace = Pace(progress, free_at=time.monotonic() + 3600)
+    pace = Pace(progress, free_at=time.monotonic() + 3600, sampled_at=time.monotonic() - 1)
 
     def cancelled() -> None:
         raise QueryFailed("the reader left", code="left")
