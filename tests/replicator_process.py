@@ -11,12 +11,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
+import forked
 import redis
 import urllib3
 from attrs import define, field
@@ -102,7 +104,9 @@ class Replicator:
     streams: str = '["trades"]'
     sections: str = ""
     database: str = "default"
-    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    fresh: bool = False
+    """Whether each process is an interpreter of its own, with its own command line, not a fork of one."""
+    process: subprocess.Popen[bytes] | forked.Forked | None = field(default=None, init=False)
     token: str = field(default="", init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -132,14 +136,8 @@ class Replicator:
 
     def start(self, *, ready: bool = True) -> Self:
         """Run the service; wait until it answers over HTTP."""
-        with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "replicator", "--config-dir", str(self.config_dir), "run"],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=self._environment(),
-                cwd=self.directory,
-            )
+        with Path(os.devnull).open("rb") as nothing, self._out_path.open("wb") as out, self.log_path.open("wb") as log:
+            self.process = self._launch(["run"], [nothing, out, log])
         if ready:
             until(self._is_ready, "the service answers over HTTP", START_SECONDS)
         return self
@@ -157,9 +155,7 @@ class Replicator:
         """The exit code of a service that ends by itself."""
         assert self.process is not None
         code = self.process.wait(seconds)
-        assert self.process.stdout is not None
-        assert self.process.stdout.read() == b"", "run prints nothing on stdout"
-        self.process.stdout.close()
+        assert self._out_path.read_bytes() == b"", "run prints nothing on stdout"
         self.process = None
         return code
 
@@ -180,9 +176,16 @@ class Replicator:
     def __exit__(self, *_: object) -> None:
         self.kill()
 
-    def _environment(self) -> dict[str, str]:
+    def _launch(self, arguments: Sequence[str], streams: Sequence[IO[Any]]) -> subprocess.Popen[bytes] | forked.Forked:
         kept = {name: value for name, value in os.environ.items() if name in KEPT_VARIABLES}
-        return {**kept, **self.environment}
+        environment, words = {**kept, **self.environment}, ["--config-dir", str(self.config_dir), *arguments]
+        if not self.fresh and not any(name.startswith("PYTHON") for name in self.environment):
+            return forked.start(words, environment=environment, directory=self.directory, streams=streams)
+        stdin, stdout, stderr = streams
+        command = [sys.executable, "-m", "replicator", *words]
+        return subprocess.Popen(
+            command, stdin=stdin, stdout=stdout, stderr=stderr, env=environment, cwd=self.directory
+        )  # fmt: skip
 
     # ── what it left and says ──
 
@@ -199,6 +202,10 @@ class Replicator:
         return self.directory / "stderr.log"
 
     @property
+    def _out_path(self) -> Path:
+        return self.directory / "stdout.log"
+
+    @property
     def log_text(self) -> str:
         return self.log_path.read_text() if self.log_path.exists() else ""
 
@@ -209,17 +216,19 @@ class Replicator:
 
     def command(self, *arguments: str, stdin: str = "") -> Answered:
         """Run one command to its end."""
-        done = subprocess.run(
-            [sys.executable, "-m", "replicator", "--config-dir", str(self.config_dir), *arguments],
-            capture_output=True,
-            text=True,
-            input=stdin,
-            timeout=90,
-            check=False,
-            env=self._environment(),
-            cwd=self.directory,
-        )
-        return Answered(done.returncode, done.stdout, done.stderr)
+        with (
+            tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err
+        ):  # fmt: skip
+            given.write(stdin)
+            given.seek(0)
+            process = self._launch(arguments, [given, out, err])
+            try:
+                code = process.wait(90)
+            finally:
+                process.kill()
+            out.seek(0)
+            err.seek(0)
+            return Answered(code, out.read(), err.read())
 
     # ── HTTP ──
 

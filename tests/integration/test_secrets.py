@@ -88,7 +88,7 @@ def room(_clickhouse: ClickHouse, tmp_path_factory: pytest.TempPathFactory) -> I
     try:
         with (
             Valkey(directory=tmp_path_factory.mktemp("valkey"), password=REDIS) as valkey,
-            Replicator(directory=directory, environment={}, database="test_secrets") as replicator,
+            Replicator(directory=directory, environment={}, database="test_secrets", fresh=True) as replicator,
         ):
             bare = f"redis://127.0.0.1:{valkey.port}/0"
             replicator.environment = {"REDIS_URL": bare, "CLICKHOUSE_ENDPOINT": _clickhouse.endpoint}
