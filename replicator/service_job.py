@@ -1,7 +1,7 @@
 """Long work that an operator asks the service for: verify, repair, replay, rebuild. Watched, and ended at its next step.
 
-Guarantees: of what would disturb one another only one runs at a time; a job's end, and why, can be asked for until the
-next one of its kind begins. Never holds up a stop for longer than one step.
+Guarantees: of what would disturb one another only one runs at a time; a job's end, and why, can be asked for by its id
+until ENDED_MAX others have ended. Never holds up a stop for longer than one step.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -33,6 +34,7 @@ BESIDE = {
 """What may run beside a kind of job. A table that is being replaced can be neither compared nor sent to."""
 ONE_TRANSACTION = {SNAPSHOT}
 """What reads the log in one transaction, which sees all of it whatever is deleted meanwhile."""
+ENDED_MAX = 32
 
 log = structlog.get_logger(__name__)
 
@@ -86,6 +88,8 @@ class Jobs:
     pins: Pins = field(factory=Pins)
     """Those of the log: nothing of it is deleted while a job reads it."""
     latest: dict[str, Job] = field(factory=dict)
+    recent: deque[Job] = field(factory=lambda: deque(maxlen=ENDED_MAX))
+    """Those begun last, of all kinds: one on request is asked for though the schedule has begun another since."""
     _lock: threading.Lock = field(factory=threading.Lock)
 
     def start(self, kind: str, work: Work) -> Job:
@@ -105,9 +109,11 @@ class Jobs:
         return job.result
 
     def of(self, kind: str, job_id: str | None = None) -> Job:
-        """The latest of a kind; raises UsageError where it is not that one."""
-        job = self.latest.get(kind)
-        if job is None or (job_id is not None and job.id != job_id):
+        """The one of this id, or the latest of its kind. Raises UsageError where there is none."""
+        known = (*self.recent.copy(), *self.latest.values())
+        named = (job for job in known if (job.kind, job.id) == (kind, job_id))
+        job = self.latest.get(kind) if job_id is None else next(named, None)
+        if job is None:
             raise UsageError(f"there is no {NOUNS[kind]} {job_id or 'yet'}", code="not_found", hint="start one")
         return job
 
@@ -134,6 +140,7 @@ class Jobs:
                         f"a {NOUNS[other.kind]} is running already", hint="wait for it, or cancel it", code="busy"
                     )
             job = self.latest[kind] = Job(kind=kind)
+            self.recent.append(job)
             return job
 
     def _run(self, job: Job, work: Work) -> None:

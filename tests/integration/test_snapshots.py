@@ -253,11 +253,11 @@ def test_names_sort_by_time_and_tell_it(tmp_path: Path) -> None:
 
 def test_the_service_takes_them_on_schedule_and_on_request(replicator: Replicator) -> None:
     replicator.configure(
-        sections='[pipeline]\nname = "kept"\n[serve]\nport = 0\n[snapshots]\ninterval_sec = 5\nkeep = 1'
+        sections='[pipeline]\nname = "kept"\n[serve]\nport = 0\n[snapshots]\ninterval_sec = 3600\nkeep = 1'
     )
     replicator.start()
     directory = replicator.directory / "data" / "snapshots"
-    until(lambda: list(directory.glob("kept-*.duckdb")), "one on schedule")
+    until(lambda: replicator.events("snapshot_taken"), "one on schedule")
     done = replicator.command("snapshot", "--json", "--log-changes", "10")
     assert done.code == 0 and Path(done.json["path"]).parent == directory
     assert replicator.http("GET", "/api/v1/snapshots", token="read").json()
