@@ -15,10 +15,12 @@ from attrs import evolve, frozen
 from replicator import witness
 from replicator.changelog import ChangeLog, store_positions
 from replicator.database import Session, now
-from replicator.deliver_work import Worker
+from replicator.deliver_work import Outcome, Result, Worker
+from replicator.errors import SinkMisshapen
 from replicator.ledger import Ledger, _move_checkpoint
-from replicator.model import TIMELINE_SHIFT
+from replicator.model import TIMELINE_SHIFT, OffsetRange
 from replicator.reconcile import Reconciler
+from replicator.sink import Send
 from replicator.sink_return import SinkReturn
 from replicator.stream_watch import StreamWatch
 
@@ -96,6 +98,56 @@ def _version_raised_by_a_replay() -> Any:
         return send(self, attempt, prepared)
 
     return [(Worker, "_send", raised)]
+
+
+@mutant("a resolved redrive sets its table's checkpoint", "poison", "sink_down", "operator", steps=200)
+def _redrive_moving_the_checkpoint() -> Any:
+    resolve = Ledger.resolve
+
+    def moving(self: Ledger, session: Session, failed: Any) -> None:
+        resolve(self, session, failed)
+        where = [failed.offsets.last, failed.lane]
+        session.execute("update checkpoints set log_offset = ? where table_name = ?", where)
+
+    return [(Ledger, "resolve", moving)]
+
+
+@mutant("both halves of a cut batch are sent under its token", "poison")
+def _token_reused_after_a_cut() -> Any:
+    split = Ledger.split
+
+    def under_one_send(self: Ledger, session: Session, batch: Any, children: Any) -> Any:
+        return [evolve(child, send_seq=batch.send_seq) for child in split(self, session, batch, children)]
+
+    token = property(lambda self: f"{self.pipeline}/{self.target}/{self.send}")
+    return [(Ledger, "split", under_one_send), (Send, "token", token)]
+
+
+@mutant("a batch is sent again as two", "view", steps=200)
+def _resend_with_another_split() -> Any:
+    def in_two(self: Worker, attempt: Any, prepared: Any) -> Any:
+        send = self.send_of(attempt.lane, attempt.batch, attempt.number)
+        column = pa.repeat(pa.scalar(send.send, pa.uint64()), prepared.table.num_rows)
+        table = prepared.table.append_column("_send", column)
+        middle = table.num_rows // 2 if attempt.number > 1 else 0
+        for part in (table.slice(0, middle), table.slice(middle)):
+            if part.num_rows:
+                offsets = part[attempt.lane.offset_column].to_pylist()
+                self.sink.insert(evolve(send, offsets=OffsetRange(first=offsets[0], last=offsets[-1])), part)
+        return Outcome(result=Result.DELIVERED)
+
+    return [(Worker, "_send", in_two)]
+
+
+@mutant("rows in the log table are taken for a whole insert", "sink_down", steps=200)
+def _accept_from_the_log_table_alone() -> Any:
+    def holds(self: Worker, lane: Any, batch: Any) -> bool:
+        try:
+            return self.sink.held(lane, self.pipeline, batch.offsets) == batch.checksum
+        except SinkMisshapen:
+            return False
+
+    return [(Worker, "holds", holds)]
 
 
 @mutant("the log begins without asking who has seen more of it", "log_copy", "crash")

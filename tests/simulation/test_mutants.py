@@ -7,7 +7,7 @@ from simulation.mutants import MUTANTS, Mutant
 from simulation.play import command, explain
 from simulation.world import Outcome, Room, run
 
-SEEDS = 12
+SEEDS = 20
 
 
 def catch(mutant: Mutant, room: Room) -> Outcome | None:
