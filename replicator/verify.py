@@ -69,7 +69,7 @@ class Verifier:
         progress = progress or Progress()
         started = now()
         checkpoints = self._checkpoints(request)
-        scopes = {name: self._scope(name, request, checkpoints.get(name, 0)) for name in self._names(request)}
+        scopes = self._scopes(request, checkpoints)
         existing = self._existing(scopes)
         comparisons = {
             name: self._rows(name, scope, request, progress, exists=self.target(name) in existing)
@@ -77,7 +77,7 @@ class Verifier:
             if scope is not None
         }
         for comparison in comparisons.values():
-            progress.rows_expected += sum(segment.frozen.rows for segment in comparison.segments())
+            progress.rows_expected += sum(segment.frozen.rows for segment in comparison.segments)
         results = []
         for name, scope in scopes.items():
             progress.what = name
@@ -106,15 +106,20 @@ class Verifier:
             raise UsageError(f"there is no table {', '.join(unknown)}", hint=f"there are {', '.join(known)}")
         return request.tables or known
 
-    def _scope(self, name: str, request: VerifyRequest, checkpoint: int) -> Scope | None:
-        last = checkpoint if request.last is None else min(checkpoint, request.last)
-        low = self.oldest()
-        first = max(request.first, low)
-        if last < first:
-            return None
-        known = tuple(self.known_ranges(name))
-        offsets = OffsetRange(first=first, last=last)
-        return Scope(table=name, offsets=offsets, checkpoint=checkpoint, low=low, known=known)
+    def _scopes(self, request: VerifyRequest, checkpoints: Mapping[str, int]) -> dict[str, Scope | None]:
+        """By table what of it is compared, None where that is nothing."""
+        low, known = self.oldest(), self.known_ranges()
+        scopes: dict[str, Scope | None] = {}
+        for name in self._names(request):
+            checkpoint = checkpoints.get(name, 0)
+            last = checkpoint if request.last is None else min(checkpoint, request.last)
+            first = max(request.first, low)
+            if last < first:
+                scopes[name] = None
+                continue
+            offsets, left_out = OffsetRange(first=first, last=last), tuple(known.get(name, ()))
+            scopes[name] = Scope(table=name, offsets=offsets, checkpoint=checkpoint, low=low, known=left_out)
+        return scopes
 
     def oldest(self) -> int:
         """The oldest offset that both sides still hold: the log's first, or the first whose time in T_log is not over."""
@@ -128,13 +133,16 @@ class Verifier:
         kept, head = self.session.row(sql, [cutoff]) or (None, None)
         return max(low, kept if kept is not None else (head or 0) + 1)
 
-    def known_ranges(self, name: str) -> list[OffsetRange]:
-        """Ranges that are known not to be in the sink: parked or discarded."""
+    def known_ranges(self) -> dict[str, list[OffsetRange]]:
+        """By table the ranges that are known not to be in the sink: parked or discarded."""
         sql = (
-            f"select first_offset, last_offset from {self.failed_table} "
-            "where table_name = ? and status in ('open', 'discarded') order by 1"
+            f"select table_name, first_offset, last_offset from {self.failed_table} "
+            "where status in ('open', 'discarded') order by 1, 2"
         )
-        return [OffsetRange(first=first, last=last) for first, last in self.session.rows(sql, [name])]
+        found: dict[str, list[OffsetRange]] = {}
+        for name, first, last in self.session.rows(sql):
+            found.setdefault(name, []).append(OffsetRange(first=first, last=last))
+        return found
 
     def lane(self, name: str, schema_version: int) -> Lane:
         return self.catalog.lane(name, schema_version)

@@ -131,7 +131,9 @@ def beyond(
         f"and (_place > {{last:Int64}} or _place < 1) order by _place limit {PROBLEMS_MAX}"
     )
     found = [at for (at,) in sink.rows(sql, {"pipeline": pipeline, "last": last})]
-    latest = _frozen(session, table)
+    if not found:
+        return []
+    latest = _frozen(session, table)  # what was frozen meanwhile may be there
     places = [at for at in found if at > latest or at < 1]
     if not places:
         return []

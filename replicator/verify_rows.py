@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -93,16 +94,16 @@ class RowComparison:
     problems: list[Problem] = field(factory=list)
 
     def run(self) -> None:
-        segments = self.segments()
-        for version in sorted({segment.schema_version for segment in segments}):
+        for version in sorted({segment.schema_version for segment in self.segments}):
             lane = self.lane(version)
-            for some in _at_once([segment for segment in segments if segment.schema_version == version]):
+            for some in _at_once([segment for segment in self.segments if segment.schema_version == version]):
                 self._compare(lane, some)
         for cut in self._cut_batches():
             self._compare_cut(self.lane(cut.schema_version), cut)
 
+    @cached_property
     def segments(self) -> list[Segment]:
-        """The whole batches to compare, in groups."""
+        """The whole batches to compare, in groups: counted before the first table is compared, and not asked for twice."""
         rows = self.session.rows(statement("verify/segments"), {**self.scope.parameters(), "rows": SEGMENT_ROWS})
         return [_segment(row) for row in rows]
 
