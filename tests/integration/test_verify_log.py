@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 
 import pytest
-from verify_room import VerifyRoom, largest_batch, listed, mended, of, shared_room, wait_until
+from verify_room import VerifyRoom, agreed, largest_batch, listed, mended, of, plant, shared_room, wait_until
 
 from replicator.compare import Side
 from replicator.embedded.clickhouse import ClickHouse
@@ -37,8 +38,7 @@ def test_a_logged_change_that_was_altered_is_the_logs_fault_and_comes_back_from_
         "update change_log set payload = regexp_replace(payload, '\"quantity\": *[0-9]+', '\"quantity\":1') "
         f"where log_offset = {offset}"
     )
-    assert room.faults(room.verify()) == {("trades", "log", "different"): [offset]}
-    mended(room)
+    assert room.faults(mended(room, "trades")) == {("trades", "log", "different"): [offset]}
     assert room.whole_log() == before
 
 
@@ -46,9 +46,7 @@ def test_a_payload_that_nothing_can_read_any_more_is_the_logs_fault(room: Verify
     before = room.whole_log()
     [offset] = room.offsets("trades", 1)
     room.log_sql(f"update change_log set payload = '{{\"trade' where log_offset = {offset}")
-    report = room.verify()
-    assert room.faults(report) == {("trades", "log", "different"): [offset]}
-    mended(room)
+    assert room.faults(mended(room, "trades")) == {("trades", "log", "different"): [offset]}
     assert room.whole_log() == before
 
 
@@ -58,14 +56,13 @@ def test_changes_deleted_from_the_log_come_back_from_the_sink(room: VerifyRoom) 
     room.log_sql(
         f"delete from change_log where log_offset in ({listed([at for some in offsets.values() for at in some])})"
     )
-    report = room.verify()
+    report = mended(room)
     assert room.faults(report) == {
         ("trades", "log", "missing"): offsets["trades"],
         ("positions", "log", "missing"): offsets["positions"],
         ("change_log", "log", "missing"): offsets["notes"],
     }
     assert [p.invariant for p in report.problems] == [Invariant.OFFSETS]
-    mended(room)
     assert room.whole_log() == before
 
 
@@ -73,8 +70,9 @@ def test_changes_doubled_in_the_log_are_single_again(room: VerifyRoom) -> None:
     before = room.whole_log()
     offsets = room.offsets("trades", 3)
     room.log_sql(f"insert into change_log select * from change_log where log_offset in ({listed(offsets)})")
-    assert room.faults(room.verify()) == {("trades", "log", "doubled"): offsets}
-    mended(room)
+    report = mended(room)
+    assert room.faults(report) == {("trades", "log", "doubled"): offsets}
+    assert [p.invariant for p in report.problems] == [Invariant.OFFSETS]
     assert room.whole_log() == before
 
 
@@ -82,9 +80,8 @@ def test_a_change_moved_to_another_table_comes_home(room: VerifyRoom) -> None:
     before = room.whole_log()
     [offset] = room.offsets("trades", 1)
     room.log_sql(f"update change_log set table_name = 'positions' where log_offset = {offset}")
-    found = room.faults(room.verify())
+    found = room.faults(mended(room, "trades", "positions"))
     assert found[("trades", "log", "missing")] == [offset]
-    mended(room)
     assert room.whole_log() == before
 
 
@@ -94,12 +91,11 @@ def test_both_sides_altered_in_one_batch_are_told_apart_row_by_row(room: VerifyR
     room.log_sql(f"update change_log set event_id = 'x' where log_offset = {ours}")
     room.sql(f"alter table trades_log update quantity = 0 where _offset = {theirs}")
     room.sql(f"delete from trades_log where _offset = {gone}")
-    assert room.faults(room.verify()) == {
+    assert room.faults(mended(room, "trades")) == {
         ("trades", "log", "different"): [ours],
         ("trades", "sink", "different"): [theirs],
         ("trades", "sink", "missing"): [gone],
     }
-    mended(room)
     assert room.whole_log() == before
 
 
@@ -107,12 +103,12 @@ def test_the_same_row_altered_on_both_sides_is_said_and_nothing_is_sent_over_any
     [offset] = room.offsets("trades", 1)
     room.log_sql(f"update change_log set event_id = event_id || 'x' where log_offset = {offset}")
     room.sql(f"alter table trades_log update quantity = 0 where _offset = {offset}")
-    report = room.repair()
+    report = room.repair(tables=("trades",))
     assert room.faults(report.before) == {("trades", "unknown", "different"): [offset]}
     assert (report.sent_rows, report.log_rows) == (0, 0)
     assert "neither side" in report.plan.left[0]
     room.log_sql(f"update change_log set event_id = rtrim(event_id, 'x') where log_offset = {offset}")
-    mended(room)
+    mended(room, "trades")
 
 
 def test_a_row_of_duckdbs_own_state_that_differs_is_rebuilt_from_the_log(room: VerifyRoom) -> None:
@@ -122,10 +118,8 @@ def test_a_row_of_duckdbs_own_state_that_differs_is_rebuilt_from_the_log(room: V
     gone = (room.session.row("select trade_id from trades_state order by 1 limit 1 offset 6") or ("",))[0]
     room.log_sql(f"update trades_state set quantity = quantity + 1 where trade_id = '{key}'")
     room.log_sql(f"delete from trades_state where trade_id = '{gone}'")
-    report = room.verify()
-    found = {(s.key, str(s.side), str(s.kind)) for s in of(report, "trades").state}
+    found = {(s.key, str(s.side), str(s.kind)) for s in of(mended(room, "trades"), "trades").state}
     assert found == {(key, "log", "different"), (gone, "log", "missing")}
-    mended(room)
 
 
 # ── records ──
@@ -133,8 +127,7 @@ def test_a_row_of_duckdbs_own_state_that_differs_is_rebuilt_from_the_log(room: V
 
 def test_a_ledger_row_that_is_gone_is_written_again(room: VerifyRoom) -> None:
     room.sql("delete from replicator_batches where table_name = 'trades'")
-    assert {p.invariant for p in room.verify().problems} == {Invariant.LEDGER_WHOLE}
-    mended(room)
+    assert {p.invariant for p in mended(room).problems} == {Invariant.LEDGER_WHOLE}
 
 
 def test_a_lying_ledger_is_put_right(room: VerifyRoom) -> None:
@@ -145,19 +138,17 @@ def test_a_lying_ledger_is_put_right(room: VerifyRoom) -> None:
         "insert into replicator_batches select * replace(3 as first_offset, 5 as last_offset) "
         "from (select * from replicator_batches final where table_name = 'positions' limit 1)"
     )
-    problems = room.verify().problems
+    problems = mended(room).problems
     assert {p.invariant for p in problems} == {Invariant.LEDGER_TRUE}
     assert len(problems) == 2
-    mended(room)
 
 
 def test_a_batchs_record_that_lies_is_corrected_where_everybody_else_agrees(room: VerifyRoom) -> None:
     before = room.session.rows("select * from sync_batches order by table_name, first_offset")
     lie = f"{1:d}:{1:016x}:{1:016x}"
     room.log_sql(f"update sync_batches set checksum = '{lie}' where table_name = 'trades' and first_offset = 1")
-    report = room.verify()
+    report = mended(room)
     assert [(p.invariant, p.side) for p in of(report, "trades").problems] == [(Invariant.RECORD, Side.LOG)]
-    mended(room)
     assert room.session.rows("select * from sync_batches order by table_name, first_offset") == before
 
 
@@ -165,8 +156,7 @@ def test_a_batch_without_a_record_is_sent_and_recorded(room: VerifyRoom) -> None
     sql = "select first_offset from sync_batches where table_name = 'trades' order by 1 limit 1 offset 1"
     [(first,)] = room.session.rows(sql)
     room.log_sql(f"delete from sync_batches where table_name = 'trades' and first_offset = {first}")
-    assert Invariant.COVERED in {p.invariant for p in room.verify().problems}
-    mended(room)
+    assert Invariant.COVERED in {p.invariant for p in mended(room).problems}
 
 
 def test_a_checkpoint_that_passed_changes_never_sent_is_lowered(room: VerifyRoom) -> None:
@@ -175,24 +165,37 @@ def test_a_checkpoint_that_passed_changes_never_sent_is_lowered(room: VerifyRoom
     wait_until(lambda: room.service.changelog.head >= room.logged, "it in the log")
     head = room.service.changelog.head
     room.log_sql(f"update checkpoints set log_offset = {head} where table_name = 'trades'")
-    assert Invariant.CHECKPOINT in {p.invariant for p in room.verify().problems}
-    room.repair()
+    report = room.repair()
+    assert Invariant.CHECKPOINT in {p.invariant for p in report.before.problems}
     room.service.controls.resume("deliver", actor="test")
     room.wait_delivered()
-    assert room.verify().mismatches == 0
+    agreed(room)
 
 
 # ── what is known ──
 
 
-def test_a_dry_run_changes_nothing(room: VerifyRoom) -> None:
-    offsets = room.offsets("trades", 3)
-    room.sql(f"delete from trades_log where _offset in ({listed(offsets)})")
-    held = "select count(), sum(cityHash64(*)) from trades_log"
-    before = room.service.sink.rows(held), room.whole_log(), room.session.rows("from operator_actions")
-    report = room.repair(dry_run=True)
-    assert (room.service.sink.rows(held), room.whole_log(), room.session.rows("from operator_actions")) == before
-    assert report.as_json()["plan"]["tables"][0]["send_again"] == 3
+def test_a_dry_run_of_a_repair_changes_nothing_on_either_side(room: VerifyRoom) -> None:
+    def both_sides() -> list[object]:
+        """A checksum of every table of ours, and what ClickHouse stores it in."""
+        names = room.session.rows("select table_name from duckdb_tables() order by 1")
+        ours = [room.session.rows(f'select count(*), bit_xor(hash(t)) from "{name}" t') for (name,) in names]
+        parts = "select table, name, hash_of_all_files from system.parts where database = currentDatabase() and active order by 1, 2"
+        return [*ours, [tuple(row) for row in room.service.sink.rows(parts)]]
+
+    planted = plant(room, random.Random(20261123))
+    for schema in room.service.catalog.current.values():
+        fold(room.session, schema, room.service.changelog.head)
+    room.sql("system stop merges")
+    try:
+        before = both_sides()
+        report = room.repair(dry_run=True)
+        assert both_sides() == before
+    finally:
+        room.sql("system start merges")
+    [trades] = [table for table in report.as_json()["plan"]["tables"] if table["table"] == "trades"]
+    wrong = planted["trades", "sink", "missing"] | planted["trades", "sink", "different"]
+    assert (trades["send_again"], trades["fetch_into_log"], trades["remove_from_log"]) == (len(wrong), 3, 3)
     mended(room)
 
 
@@ -203,10 +206,9 @@ def test_discarded_ranges_are_no_mismatches(room: VerifyRoom) -> None:
         "insert into failed_syncs (table_name, first_offset, last_offset, row_count, reason, attempts, first_failed_at, "
         f"last_failed_at, status) values ('trades', {first}, {last}, 1, 'rejected', 1, now(), now(), 'discarded')"
     )
-    assert room.faults(room.verify()) == {}
+    assert room.faults(room.verify(tables=("trades",))) == {}
     room.log_sql("update failed_syncs set status = 'resolved'")
-    assert room.faults(room.verify())
-    mended(room)
+    assert room.faults(mended(room, "trades"))
 
 
 def test_a_lost_range_inside_a_batch_does_not_hide_the_rest_of_it(room: VerifyRoom) -> None:
@@ -216,9 +218,9 @@ def test_a_lost_range_inside_a_batch_does_not_hide_the_rest_of_it(room: VerifyRo
         f"last_failed_at, status) values ('trades', {first}, {first}, 1, 'lost', 1, now(), now(), 'open')"
     )
     room.sql(f"delete from trades_log where _offset in ({first}, {second})")
-    assert room.faults(room.verify()) == {("trades", "sink", "missing"): [second]}
+    assert room.faults(room.verify(tables=("trades",))) == {("trades", "sink", "missing"): [second]}
     room.log_sql("update failed_syncs set status = 'resolved'")
-    mended(room)
+    mended(room, "trades")
 
 
 def test_only_the_range_asked_for_is_reported(room: VerifyRoom) -> None:
@@ -226,21 +228,20 @@ def test_only_the_range_asked_for_is_reported(room: VerifyRoom) -> None:
     room.sql(f"delete from trades_log where _offset in ({first}, {second})")
     report = room.verify(tables=("trades",), first=second)
     assert room.faults(report) == {("trades", "sink", "missing"): [second]}
-    mended(room)
+    mended(room, "trades")
 
 
 def test_declared_sums_that_break_are_named_by_group(room: VerifyRoom) -> None:
     [(offset, venue)] = room.service.sink.rows("select _offset, venue from trades order by trade_id limit 1 offset 9")
     room.sql(f"alter table trades_log update quantity = quantity + 5 where _offset = {offset}")
-    [found] = of(room.verify(), "trades").breaks
+    [found] = of(mended(room, "trades"), "trades").breaks
     assert (found.group, found.column) == ({"venue": venue}, "quantity")
     assert int(str(found.sink)) == int(str(found.log)) + 5
-    mended(room)
 
 
 def test_the_quick_way_compares_the_sink_with_what_was_frozen(room: VerifyRoom) -> None:
     [offset] = room.offsets("trades", 1)
     room.sql(f"delete from trades_log where _offset = {offset}")
-    report = room.verify(reread_log=False)
+    report = room.verify(tables=("trades",), reread_log=False)
     assert room.faults(report) == {("trades", "sink", "missing"): [offset]}
-    mended(room)
+    mended(room, "trades")
