@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol
 
 import structlog
@@ -71,11 +72,33 @@ class Reconciler:
     compare_seconds: float = COMPARE_SECONDS
     sending: threading.Lock = field(factory=threading.Lock)
     """Held while anything may be sent."""
+    turnstile: threading.Lock = field(factory=threading.Lock)
+    """Whoever wants ``sending`` passes it: deliver, which lets go only to take it again, would be first each time."""
     _log_checked: threading.Event = field(factory=threading.Event)
     _sink_asked: bool = False
     _interrupted: bool = False
     """Whether deliver is on its way to `check_sink`: to interrupt it again would only begin that anew."""
     _sink_started_at: float | None = None
+
+    # ── who may send ──
+
+    @contextmanager
+    def may_send(self) -> Iterator[None]:
+        """Deliver's turn, once nobody waits for its end."""
+        with self.turnstile:
+            self.sending.acquire()
+        try:
+            yield
+        finally:
+            self.sending.release()
+
+    @contextmanager
+    def nothing_sent(self, why: str) -> Iterator[None]:
+        """Delivery is held up inside the block; what was on its way has ended. After it, it looks at the sink anew."""
+        with self.turnstile:
+            self.interrupt(SinkTurned(why))
+            with self.sending:
+                yield
 
     # ── the log ──
 
@@ -133,8 +156,7 @@ class Reconciler:
 
     def _heal(self, session: Session, witnesses: Witnesses) -> None:
         self._log_checked.clear()
-        self.interrupt(SinkTurned("the log went back: nothing is sent until it is whole"))
-        with self.sending:
+        with self.nothing_sent("the log went back: nothing is sent until it is whole"):
             healing = LogReturn(
                 session=session,
                 changelog=self.changelog,

@@ -269,7 +269,7 @@ class Service:
         while not self.stop.is_set():
             self.reconciler.await_log()
             try:
-                with self.reconciler.sending:
+                with self.reconciler.may_send():
                     settle_rebuilds(self)
                     prepare_sink(self.sink, self.catalog)
                     self.reconciler.check_sink()

@@ -12,7 +12,7 @@ from attrs import define, frozen
 
 from replicator.catalog import declared_schema
 from replicator.deliver_work import BATCH_BYTES_MAX
-from replicator.errors import ConfigError, SinkMisshapen, SinkTurned
+from replicator.errors import ConfigError, SinkMisshapen
 from replicator.model import OffsetRange
 from replicator.rebuild import Rebuilder
 from replicator.rebuild_copy import Copy
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from replicator.verify import Progress
     from replicator.verify_report import VerifyReport
 
-SENDING_SECONDS = 2.0
 LEDGER_ROWS = 10_000
 
 log = structlog.get_logger(__name__)
@@ -115,16 +114,10 @@ def build_rebuilder(
 
 @contextmanager
 def _nothing_sent(service: Service) -> Iterator[None]:
-    """Delivery is held up inside the block; what was on its way has ended. After it, delivery looks at the sink anew."""
-    sending = service.reconciler.sending
-    service.interrupt_delivery(SinkTurned("a table is being rebuilt"))
-    while not sending.acquire(timeout=SENDING_SECONDS):
-        service.interrupt_delivery(SinkTurned("a table is being rebuilt"))
-    try:
+    """Nor is anything of an earlier process still on its way."""
+    with service.reconciler.nothing_sent("a table is being rebuilt"):
         service.reconciler.standing.await_stillness(service.stop)
         yield
-    finally:
-        sending.release()
 
 
 def _record_again(service: Service, session: Session, table: str) -> None:

@@ -35,7 +35,7 @@ def live(room: VerifyRoom) -> Iterator[None]:
     flow = VerifyRoom.flow
 
     def produce() -> None:
-        while not quiet.wait(0.05):
+        while not quiet.wait(0.2):
             room.produce(flow(room, 40, keys=200))
 
     producer = threading.Thread(target=produce)

@@ -117,6 +117,7 @@ def adopt(running: Service, kernel: Kernel, process: Process) -> None:
     running.progress.appended = threads.Condition()  # type: ignore[assignment]
     running.capture._quit_reading = threads.Event()  # type: ignore[assignment]
     running.reconciler.sending = Lock(kernel)  # type: ignore[assignment]
+    running.reconciler.turnstile = Lock(kernel)  # type: ignore[assignment]
     running.reconciler._log_checked = threads.Event()  # type: ignore[assignment]
     running.ownership._lock = Lock(kernel)  # type: ignore[assignment]
     running.ownership._wake = threads.Event()  # type: ignore[assignment]
