@@ -185,13 +185,13 @@ def test_one_bad_row_is_parked_and_the_others_are_delivered_in_few_inserts(
 
 def test_the_ledgers_union_stays_whole_over_parked_rows(room: LogRoom, server: FakeClickHouse) -> None:
     server.refuses = lambda offset: offset % 10 == 3
-    room.append(100)
+    room.append(40)
     room.until(delivered(room, server))
     ranges = sorted((r.first_offset, r.last_offset) for r in server.ledger.values())
     assert ranges[0][0] == 1
     assert all(after[0] == before[1] + 1 for before, after in itertools.pairwise(ranges))
-    assert len(room.failed()) == 10
-    assert len(server.physical("change_log")) == 90
+    assert len(room.failed()) == 4
+    assert len(server.physical("change_log")) == 36
 
 
 def test_a_kill_between_the_children_of_a_bisected_batch_loses_and_doubles_nothing(
@@ -199,7 +199,7 @@ def test_a_kill_between_the_children_of_a_bisected_batch_loses_and_doubles_nothi
 ) -> None:
     server.refuses = lambda offset: offset in (5, 6, 15)
     room.append(16)
-    for turns in range(12):
+    for turns in range(8):
         room.step(turns % 5 + 2)
         room.check_promise_three(server.physical)
         room.reopen()
@@ -228,11 +228,11 @@ def test_the_bound_on_parked_rows_is_per_batch(
     room: LogRoom, server: FakeClickHouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("replicator.deliver_failure.PARKED_ROWS_MAX", 3)
-    server.refuses = lambda offset: offset % 10 == 0
-    for _ in range(5):
-        room.append(20)
+    server.refuses = lambda offset: offset % 4 == 0
+    for _ in range(3):
+        room.append(8)
         room.until(delivered(room, server))
-    assert len(room.failed()) == 10
+    assert len(room.failed()) == 6
 
 
 def test_a_view_that_throws_stops_the_table_and_parks_nothing(room: LogRoom, server: FakeClickHouse) -> None:
