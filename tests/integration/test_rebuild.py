@@ -39,6 +39,7 @@ def verified(
     tmp_path: Path, redis_url: str, clickhouse_server: ClickHouse, clickhouse_database: str
 ) -> Iterator[VerifyRoom]:
     with VerifyRoom.open(tmp_path, redis_url, clickhouse_server, clickhouse_database) as room:
+        room.weight_digits = 5
         room.fill(600, at_once=200)
         yield room
 

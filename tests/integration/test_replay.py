@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from verify_room import VerifyRoom, mended, shared_room, wait_until
+from verify_room import VerifyRoom, agreed, mended, shared_room, wait_until
 
 from replicator.embedded.clickhouse import ClickHouse
 from replicator.embedded.valkey import Valkey
@@ -65,7 +65,7 @@ def test_everything_is_sent_again_and_no_stale_row_wins(room: VerifyRoom) -> Non
         )
         assert room.both() == current and current[0] == current[1]
         assert (records(room), ledger(room)) == (before, recorded)
-        assert room.verify().mismatches == 0
+        agreed(room)
     finally:
         room.sql("system start merges trades_log")
 
@@ -79,7 +79,7 @@ def test_old_changes_sent_over_newer_ones_lose(room: VerifyRoom) -> None:
     replay(room, "1", last=str(half), tables=("trades",))
     ours, theirs = room.both()
     assert theirs == ours and {row[0] for row in newest} <= {row[0] for row in theirs}
-    assert room.verify().mismatches == 0
+    agreed(room, "trades")
 
 
 def test_it_goes_on_beside_the_live_stream(room: VerifyRoom) -> None:
@@ -113,7 +113,7 @@ def test_a_dry_run_says_what_there_is_and_changes_nothing(room: VerifyRoom) -> N
     assert room.session.rows("select * from operator_actions") == actions
     assert room.service.sink.rows(parts) == held
     replay(room, "1", last="100", tables=("trades",))
-    assert room.verify().mismatches == 0
+    agreed(room, "trades")
     assert room.session.rows("select action, subject from operator_actions order by id desc limit 2") == [
         ("replay", "replay " + str(room.session.rows("select max(id) from replays")[0][0])), ("replay", "trades"),
     ]  # fmt: skip
@@ -149,10 +149,10 @@ def test_what_was_discarded_stays_out(room: VerifyRoom) -> None:
         assert room.service.sink.scalar(f"select count() from trades_log where _offset between {low} and {high}") == 0
     finally:
         room.log_sql("delete from failed_syncs")
-    mended(room)
+    mended(room, "trades")
 
 
-def test_what_makes_no_sense_is_refused(room: VerifyRoom) -> None:
+def test_what_makes_no_sense_is_refused(shared: VerifyRoom) -> None:
     for request, said in (
         ({"first": "never"}, "neither an offset nor an instant"),
         ({"first": "2999-01-01T00:00:00Z"}, "nothing was logged from"),
@@ -160,18 +160,18 @@ def test_what_makes_no_sense_is_refused(room: VerifyRoom) -> None:
         ({"first": "1", "tables": ("nowhere",)}, "there is no table nowhere"),
     ):
         with pytest.raises(UsageError, match=said):
-            replay(room, **request)  # type: ignore[arg-type]
+            replay(shared, **request)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no replay to go on with"):
-        room.log_sql("update replays set status = 'abandoned' where status = 'open'")
-        replaying(room).run(ReplayTask(request=None, actor="test"))
+        shared.log_sql("update replays set status = 'abandoned' where status = 'open'")
+        replaying(shared).run(ReplayTask(request=None, actor="test"))
 
 
-def test_from_an_instant_on(room: VerifyRoom) -> None:
-    [(at, first, head)] = room.session.rows(
+def test_from_an_instant_on(shared: VerifyRoom) -> None:
+    [(at, first, head)] = shared.session.rows(
         "select logged_at, min(log_offset), (select max(log_offset) from change_log) from change_log "
         "group by logged_at order by logged_at desc limit 1"
     )
-    plan = replay(room, at.isoformat() + "Z", dry_run=True)
+    plan = replay(shared, at.isoformat() + "Z", dry_run=True)
     assert {t["first_offset"] for t in plan["tables"]} == {first}
     assert plan["rows"] == head - first + 1
 
@@ -189,7 +189,7 @@ def test_one_that_was_cancelled_goes_on_where_it_was(room: VerifyRoom) -> None:
     room.log_sql("update replays set rate = null where status = 'open'")
     done = jobs.run(ReplayTask(request=None, actor="test"))
     assert done["sent_rows"] == rows - sent
-    assert room.verify().mismatches == 0
+    agreed(room, "trades")
 
 
 @pytest.mark.parametrize(

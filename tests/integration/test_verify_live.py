@@ -20,6 +20,7 @@ SEED = 20261123
 def shared(tmp_path_factory: pytest.TempPathFactory, _clickhouse: ClickHouse, _valkey: Valkey) -> Iterator[VerifyRoom]:
     """One filled pipeline; both sides agree after each test."""
     with shared_room(tmp_path_factory.mktemp("live"), _valkey.start(), _clickhouse.start(), 2000) as room:
+        room.weight_digits = 5  # of what comes while everything moves
         yield room
 
 
@@ -35,8 +36,8 @@ def live(room: VerifyRoom) -> Iterator[None]:
     flow = VerifyRoom.flow
 
     def produce() -> None:
-        while not quiet.wait(0.2):
-            room.produce(flow(room, 40, keys=200))
+        while not quiet.wait(0.5):  # several times within one comparison
+            room.produce(flow(room, 80, keys=200))
 
     producer = threading.Thread(target=produce)
     producer.start()
