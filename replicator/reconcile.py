@@ -18,6 +18,7 @@ from attrs import define, field
 
 from replicator.changelog import ChangeLog
 from replicator.database import Database, Session
+from replicator.divergence import Keeper, keep_beginnings, refuse_diverged
 from replicator.errors import (
     LogCorrupt,
     OwnershipLost,
@@ -42,7 +43,7 @@ POLL_LOG_SECONDS = 0.1
 log = structlog.get_logger(__name__)
 
 
-class RedisWitness(Protocol):
+class RedisWitness(Keeper, Protocol):
     """What Redis saw of this log."""
 
     published: dict[str, tuple[int, EntryId]]
@@ -120,8 +121,11 @@ class Reconciler:
                     f"this DuckDB file is empty, and ClickHouse holds offsets of pipeline {self.standing.pipeline!r}",
                     hint="name its own file in [database] path, or rebuild it with `replicator restore`",
                 )
+            failed_table = self.sink_return(session).ledger.failed_table
+            refuse_diverged(session, self.source, timeline=self.changelog.timeline, failed_table=failed_table)
             if witnesses.stand_beyond(self.changelog.timeline, self.changelog.head, positions):
                 self._heal(session, witnesses)
+            keep_beginnings(session, self.source)
             self._log_checked.set()
         finally:
             session.close()

@@ -1,8 +1,7 @@
 """Redis streams: read entries from a position, publish how far they are logged, describe a stream.
 
-Guarantees: reads start exactly behind the position given; a reply is read whole or the connection is dropped;
-nothing is published over a group that was rolled back; every error of redis-py leaves here as one of ours. Never
-acknowledges, trims or deletes an entry by itself.
+Guarantees: reads start exactly behind the position given; a reply is read whole or the connection is dropped; nothing is
+published over a group that was rolled back; every error leaves as one of ours. Never trims or deletes by itself.
 """
 
 from __future__ import annotations
@@ -229,8 +228,7 @@ class RedisSource:
         groups: Sequence[Any],
         undo: Sequence[tuple[Any, ...]],
     ) -> None:
-        """A group that is gone, behind what was published or beyond what is, is the only trace of a rollback or of
-        another process: leave it as it was."""
+        """A group gone, behind or beyond what was published may be the only trace of a rollback: leave it as it was."""
         stand = [group_entry_id(reply, self.group) for reply in groups]
         turned = [
             (p, at)
@@ -295,12 +293,14 @@ class RedisSource:
 
     def published_head(self) -> tuple[int, int] | None:
         """The (timeline, head offset) last published, None when Redis knows of none."""
+        timeline, _, head = self.kept(f"{self.group}:head").partition(":")
+        return (int(timeline), int(head)) if timeline else None
+
+    def kept(self, key: str) -> str:
+        """What a key holds, empty when it is not there."""
         with self._translated():
-            value = self._client.get(f"{self.group}:head")
-        if not isinstance(value, bytes):
-            return None
-        timeline, _, head = value.decode().partition(":")
-        return int(timeline), int(head)
+            value = self._client.get(key)
+        return value.decode(errors="replace") if isinstance(value, bytes) else ""
 
     def describe(self, stream: str) -> StreamDescription:
         """What Redis says of one stream and of our group on it."""

@@ -25,7 +25,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "plumbing": ("config", "database", "telemetry", "clock", "collector", "lean", "outbox", "files", "free_space"),
     "ends": ("changelog", "source", "ownership", "state", "ledger", "controls", "readonly", "sink", "producer"),
-    "between": ("catalog", "admit", "dedup", "chunk", "readmit", "reread", "refetch", "pieces", "resend", "stream_watch", "standing", "log_return", "sink_return"),
+    "between": ("catalog", "admit", "dedup", "chunk", "readmit", "reread", "refetch", "pieces", "resend", "stream_watch", "divergence", "standing", "log_return", "sink_return"),
     "loops": ("capture", "deliver", "upkeep", "reconcile", "verify", "repair", "replay", "rebuild", "restore", "trace", "trim", "retention", "snapshot"),
     "face": (
         "embedded", "service", "status_file", "status_probe", "status_live", "query", "operations", "page", "server", "client", "running",

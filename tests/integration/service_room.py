@@ -51,6 +51,20 @@ class ServiceRoom:
     def path(self) -> Path:
         return self.directory / "log.duckdb"
 
+    @property
+    def _aside(self) -> Path:
+        return self.directory / "aside"
+
+    @property
+    def _copy_aside(self) -> Path:
+        return self.directory / "copy_aside"
+
+    def _move(self, source: Path, target: Path) -> None:
+        target.mkdir(exist_ok=True)
+        for name in (self.path.name, f"{self.path.name}.wal"):
+            if (source / name).exists():
+                (source / name).rename(target / name)
+
     def environment(self) -> Mapping[str, str]:
         return {
             "REDIS_URL": self.redis_url,
@@ -106,6 +120,19 @@ class ServiceRoom:
             (self.directory / name).unlink(missing_ok=True)
             if (kept / name).exists():
                 subprocess.run(["cp", str(kept / name), str(self.directory / name)], check=True)
+
+    def set_aside(self) -> None:
+        """The file makes room for the copy."""
+        self._move(self.directory, self._aside)
+
+    def take_up(self) -> None:
+        """The file that was set aside comes back; the one in its place is set aside in turn."""
+        self._move(self.directory, self._copy_aside)
+        self._move(self._aside, self.directory)
+
+    def turn_back_to_copy(self) -> None:
+        self._move(self.directory, self._aside)
+        self._move(self._copy_aside, self.directory)
 
     # ── both ends ──
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
 import pytest
 from capture_room import wait_until
 from service_room import ServiceRoom
@@ -179,6 +180,69 @@ def test_a_second_return_goes_on_above_the_first(room: ServiceRoom) -> None:
     assert room.logged == numbers(1, 70) and room.held == numbers(1, 70)
     assert room.service.changelog.timeline == 4 or room.service.changelog.timeline == 3
     assert offsets_are_whole(room)
+
+
+def test_a_copy_that_went_on_alone_and_the_file_it_left_behind_do_not_both_log(room: ServiceRoom) -> None:
+    room.start()
+    delivered(room, 1, 100)
+    room.stop()
+    room.copy()
+    room.start()
+    room.service.controls.pause("deliver", actor="test")
+    room.add(101, 150)
+    room.wait_logged(150)
+    room.stop()
+    room.set_aside()  # the file, with 50 changes that nobody else has
+    room.turn_back()
+    room.start()
+    room.wait_delivered(200)  # its copy has read them again, behind 50 void rows
+    room.stop()
+    room.take_up()
+    room.start()
+    error = room.wait_failed()
+    assert isinstance(error, OwnershipLost)
+    assert "behind offset 100 (timeline 2), and 50 changes from offset 101 on" in str(error) and "restore" in error.hint
+    with duckdb.connect(room.path, read_only=True) as file:
+        assert file.sql(
+            "select count(*), max(log_offset), (select count(*) from log_returns) from change_log"
+        ).fetchall() == [(150, 150, 0)]
+    room.turn_back_to_copy()
+    room.start()
+    delivered(room, 201, 210)
+    assert room.held == numbers(1, 150) + numbers(201, 210) and offsets_are_whole(room)
+
+
+def test_a_file_whose_changes_were_all_delivered_goes_on_after_its_copy(room: ServiceRoom) -> None:
+    room.start()
+    delivered(room, 1, 100)
+    room.stop()
+    room.copy()
+    room.start()
+    delivered(room, 101, 150)
+    room.stop()
+    room.set_aside()
+    room.turn_back()
+    room.start()
+    delivered(room, 151, 200)
+    room.stop()
+    room.take_up()
+    room.start()
+    delivered(room, 201, 210)
+    assert room.held == room.logged == numbers(1, 210) and offsets_are_whole(room) and room.physical == 210
+
+
+def test_a_key_of_ours_with_something_else_in_it_is_refused_by_name(room: ServiceRoom) -> None:
+    room.client.set("replicator:main:returns", b"2:100,\xff:1")
+    room.start()
+    until_said = "key `returns` in Redis holds"
+    wait_until(
+        lambda: until_said in str(room.failed) or until_said in room.service.loops["capture"].error, "it is named"
+    )
+    room.client.delete("replicator:main:returns")
+    if room.failed is not None:
+        room.stop()
+        room.start()
+    delivered(room, 1, 10)
 
 
 def test_an_empty_file_under_a_ledger_is_refused_and_names_restore(room: ServiceRoom) -> None:
