@@ -246,8 +246,10 @@ class InlinePool:
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    """Poll until it holds; fails the test after ``seconds``."""
+    """Poll until it holds, ever less often, for many a condition is a query; fails the test after ``seconds``."""
     deadline = time.monotonic() + seconds
+    pause = 0.002
     while not condition():
         assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.005)
+        time.sleep(pause)
+        pause = min(pause * 1.3, 0.03)

@@ -58,16 +58,17 @@ class Mode:
         return getattr(self.fault, "value", None) or str(self.fault).replace("message='made for a test'", "")
 
 
+# One for each decision, and for each way to it: which code means which is `test_retry`'s, over all of them.
 MODES = [
     Mode(REFUSED, Ends.PARKED),
     Mode(Break.HANG, Ends.PARKED),
     Mode(Break.RESET_BEFORE, Ends.PARKED),
     Mode(Break.GARBAGE, Ends.PARKED),
     *(Mode(Status(code), Ends.PARKED) for code in (502, 503)),
-    *(Mode(ErrorCode(code), Ends.PARKED) for code in (159, 202, 209, 210, 241, 252, 425)),
+    *(Mode(ErrorCode(code), Ends.PARKED) for code in (159, 241, 252)),
     *(Mode(fault, Ends.DONE) for fault in (Break.RESET_DURING, Break.RESET_AFTER, Break.TRUNCATE)),
-    *(Mode(ErrorCode(code), Ends.STOPPED) for code in (60, 16, 516, 497)),
-    *(Mode(ErrorCode(code), Ends.ROW_BY_ROW) for code in (53, 469, 4242)),
+    *(Mode(ErrorCode(code), Ends.STOPPED) for code in (60, 516)),
+    *(Mode(ErrorCode(code), Ends.ROW_BY_ROW) for code in (53, 4242)),
 ]
 
 
@@ -169,7 +170,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory, _valkey: Valkey, _clickhouse
             tables=ORDERS,
             sync=f"sync_interval_sec = 0.02\nmax_retry_attempts = {RETRIES}",
             ladder="retry_backoff_sec = [0.01, 0.02, 0.05]",
-            clickhouse_keys="connect_timeout_sec = 2\ninsert_timeout_sec = 1",
+            clickhouse_keys="connect_timeout_sec = 2\ninsert_timeout_sec = 2",
         )
         room.source.flushall()
         with room.running() as service:
@@ -192,9 +193,9 @@ def cases(modes: list[Mode]) -> list[Any]:
     return [pytest.param(mode, every, id=f"{mode}-{'all' if every else 'one table'}") for mode, every in pairs]
 
 
-@pytest.mark.parametrize(("mode", "every"), cases([mode for mode in MODES if mode.fault != REFUSED]))
-def test_a_fault_shorter_than_the_ladder_parks_nothing(scene: Scene, mode: Mode, every: bool) -> None:
-    scene.spoil(mode.fault, every, times=RETRIES - 1, whole=False)
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode.fault != REFUSED], ids=str)
+def test_a_fault_shorter_than_the_ladder_parks_nothing(scene: Scene, mode: Mode) -> None:
+    scene.spoil(mode.fault, every=True, times=RETRIES - 1, whole=False)
     scene.add()
     if mode.fault is Break.HANG:
         wait_until(lambda: scene.lane("change_log").retries > 0)

@@ -78,7 +78,7 @@ def target(_valkey: Valkey, _clickhouse: ClickHouse, tmp_path_factory: pytest.Te
 
         def produce() -> None:
             nonlocal produced
-            while not stop.wait(0.01):
+            while not stop.wait(0.1):  # often enough to be in the middle of every attack, and no load
                 client.xadd("trades", {"data": json.dumps({"k": f"k{produced % 100}", "n": produced})})
                 produced += 1
 

@@ -296,7 +296,7 @@ def _toml(value: object) -> str:
     return value.isoformat() if hasattr(value, "isoformat") else repr(value)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(sorted(SECTIONS)), document=_documents)
 def test_garbage_values_are_refused_and_nothing_else_is_raised(
     room: Room, name: str, document: dict[str, object]
@@ -315,7 +315,7 @@ def test_garbage_values_are_refused_and_nothing_else_is_raised(
         (room.directory / name).unlink()
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from([*sorted(SECTIONS), ".env"]), content=st.binary(max_size=200))
 def test_garbage_bytes_are_refused_and_nothing_else_is_raised(room: Room, name: str, content: bytes) -> None:
     room.write(name, content, mode=0o600)
