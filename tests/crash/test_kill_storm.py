@@ -1,6 +1,6 @@
 """kill -9 at every durable step and at random, under a live producer: nothing lost, nothing doubled.
 
-REPLICATOR_KILLS: how often each failpoint is met; ten times as many kills are random (default 2 and 20).
+REPLICATOR_KILLS: how often each failpoint is met; ten times as many kills are random (default 3 and 30).
 REPLICATOR_SEED: the seed of the random ones, printed when it was chosen here.
 """
 
@@ -20,7 +20,7 @@ from storm_room import ORDERS, UNDER_WAY, EngineKiller, Producer, audit, check_b
 from replicator.embedded.clickhouse import ClickHouse
 from replicator.embedded.valkey import Valkey
 
-KILLS = int(os.environ.get("REPLICATOR_KILLS", "2"))
+KILLS = int(os.environ.get("REPLICATOR_KILLS", "3"))
 SEED = int(os.environ.get("REPLICATOR_SEED", str(random.SystemRandom().randrange(1 << 32))))
 PATIENCE_SECONDS = 60
 """How long a step that takes a second or two may take where many others run."""

@@ -94,12 +94,14 @@ class Model:
     @contextmanager
     def redis_loses(self, *streams: str, history: bool = False, rollback: bool = False) -> Iterator[None]:
         """Around what takes entries from Redis. What goes before our group stands on the stream is nobody's to count, nor
-        what was added and rolled back between two looks.
+        what was added and rolled back between two looks, nor a stream that goes whole before the log has seen it.
         """
         before, looked = self.in_redis(), set()
-        for name, unread in self.disk.rows("select stream, entries_unread from stream_positions"):
+        sql = "select stream, published_entry_id from stream_positions where entries_unread is not null"
+        for name, published in self.disk.rows(sql):
             stream = self.redis.stream(name)
-            if stream is not None and b"replicator:main" in stream.groups and unread is not None and not rollback:
+            stands = stream is not None and b"replicator:main" in stream.groups
+            if stands and not rollback and (published is not None or not history):
                 looked.add(name)
         yield
         self.histories |= set(streams) if history else set()
