@@ -28,6 +28,8 @@ DOUBT = timedelta(hours=1)
 EXPIRY_SLACK = timedelta(hours=1)
 """Rows so near to the end of their time may go while they are asked for."""
 BATCHES_PER_QUESTION = 1_000
+PRUNED = "the sink went back, and retention has removed these changes from the log"
+PART_AGAIN = "the sink went back: what it had of a batch that is parked in part is sent again"
 NOTHING = Checksum(rows=0, sum=0, xor=0)
 
 log = structlog.get_logger(__name__)
@@ -36,11 +38,22 @@ T = TypeVar("T")
 
 @frozen(kw_only=True)
 class Delivered:
-    """A delivered batch, and whether the ledger in the sink records it."""
+    """A delivered batch, whether the ledger in the sink records it, and the ranges of it that are parked."""
 
     batch: Batch
     delivered_at: datetime
     recorded: bool
+    parked: tuple[OffsetRange, ...] = ()
+
+    @property
+    def not_parked(self) -> list[OffsetRange]:
+        """What is left of the batch between its parked ranges."""
+        left, first = [], self.batch.offsets.first
+        for each in self.parked:
+            if first < each.first:
+                left.append(OffsetRange(first=first, last=each.first - 1))
+            first = max(first, each.last + 1)
+        return left if first > self.batch.offsets.last else [*left, evolve(self.batch.offsets, first=first)]
 
 
 @define
@@ -52,6 +65,8 @@ class Taken:
     lost: list[Batch] = field(factory=list)
     rest: list[NewBatch] = field(factory=list)
     """What the log still holds of a batch that it has pruned in part."""
+    parts: list[Batch] = field(factory=list)
+    """What is sent again, as a redrive, of a batch that is parked for the rest: its checkpoint need not wait for it."""
 
 
 @define
@@ -86,7 +101,7 @@ class SinkReturn:
             if short or restarted:
                 taken = self._examine(standing, short=short, restarted=restarted)
                 self._settle(lane, taken)
-                if taken.again or taken.lost:
+                if taken.again or taken.lost or taken.parts:
                     found[lane] = taken
         return found
 
@@ -104,8 +119,9 @@ class SinkReturn:
     def _examine(self, standing: LaneStanding, *, short: bool, restarted: bool) -> Taken:
         """Each batch that may be missing, in the order of offsets."""
         taken, oldest = Taken(), self._oldest_logged()
-        batches = self._delivered(standing)
-        newest = max((each.delivered_at for each in batches), default=now())
+        known = self._delivered(standing)
+        newest = max((each.delivered_at for each in known), default=now())
+        batches = [each for each in known if not each.parked]
         missing = self._missing(standing, batches) if short and self.ttl is None else set()
         for each in batches:
             batch, doubtful = each.batch, restarted and each.delivered_at >= newest - DOUBT
@@ -113,22 +129,40 @@ class SinkReturn:
                 self._take(taken, batch, oldest)
             elif not each.recorded:
                 taken.recorded.append(batch)
+        for each in known:
+            if each.parked and (short or each.delivered_at >= newest - DOUBT):
+                taken.parts += [part for part in self._parts(each, oldest) if not self._holds(part)]
         return taken
 
+    def _parts(self, delivered: Delivered, oldest: int) -> Iterator[Batch]:
+        """A batch that is parked in part, without that, and without what the log has pruned."""
+        batch = delivered.batch
+        for offsets in delivered.not_parked:
+            if offsets.first >= oldest:
+                part = self.prepare(self.lane(batch.lane, batch.schema_version), offsets)
+                if part.row_count:
+                    yield evolve(batch, offsets=offsets, row_count=part.row_count, checksum=part.checksum)
+
     def _delivered(self, standing: LaneStanding) -> list[Delivered]:
-        """Without those that were parked: of these nothing is there, and that is known."""
         recorded = {(row.first, row.last) for row in self.sink.recorded(standing.lane)}
         parked = self._parked(standing.lane)
-        rows = self.session.rows(statement("sink_return/delivered"), [standing.lane])
         return [
-            Delivered(batch=_batch(row), delivered_at=row[-1], recorded=(row[2], row[3]) in recorded)
-            for row in rows
-            if (row[2], row[3]) not in parked
+            Delivered(
+                batch=_batch(row),
+                delivered_at=row[-1],
+                recorded=(row[2], row[3]) in recorded,
+                parked=tuple(each for each in parked if row[2] <= each.last and each.first <= row[3]),
+            )
+            for row in self.session.rows(statement("sink_return/delivered"), [standing.lane])
         ]
 
-    def _parked(self, lane: str) -> set[tuple[int, int]]:
-        sql = f"select first_offset, last_offset from {self.ledger.failed_table} where table_name = ? and status <> 'resolved'"
-        return set(self.session.rows(sql, [lane]))
+    def _parked(self, lane: str) -> list[OffsetRange]:
+        """Ranges of which nothing is there, and that is known; in the order of their offsets."""
+        sql = (
+            f"select first_offset, last_offset from {self.ledger.failed_table} "
+            "where table_name = ? and status <> 'resolved' order by 1"
+        )
+        return [OffsetRange(first=first, last=last) for first, last in self.session.rows(sql, [lane])]
 
     def _missing(self, standing: LaneStanding, batches: Sequence[Delivered]) -> set[str]:
         """Batches of which the table holds fewer rows than were sent."""
@@ -195,6 +229,10 @@ class SinkReturn:
             self.sink.forget(lane, [batch.offsets for batch in taken.lost])
             for rest, batch in zip(taken.rest, taken.lost[-1:], strict=False):
                 self.sink.forget(lane, [OffsetRange(first=batch.offsets.first, last=rest.offsets.last)])
+        if taken.parts:
+            whole = [(part.offsets.first, part.offsets.last) for part in taken.parts]
+            stale = [r for r in self.sink.recorded(lane) if any(a <= r.first and r.last <= b for a, b in whole)]
+            self.sink.forget(lane, [OffsetRange(first=row.first, last=row.last) for row in stale])
         rows = [self.ledger_row(batch, "delivered") for batch in taken.recorded]
         rows += [self.ledger_row(evolve(batch, row_count=0), "lost") for batch in taken.lost]
         for some in _slices(rows):
@@ -204,14 +242,15 @@ class SinkReturn:
                 "update sync_batches set row_count = ?, checksum = ? where batch_id = ? and row_count <> ?",
                 [batch.row_count, str(batch.checksum), batch.batch_id, batch.row_count],
             )
-        if taken.again or taken.lost:
+        found = (*taken.again, *taken.lost, *taken.parts)
+        if found:
             self._take_back(lane, taken)
-            first = str(min(batch.offsets.first for batch in (*taken.again, *taken.lost)))
-            log.error("sink_went_back", lane=lane, first=first, again=len(taken.again), lost=len(taken.lost))
+            first, again = str(min(batch.offsets.first for batch in found)), len(taken.again) + len(taken.parts)
+            log.error("sink_went_back", lane=lane, first=first, again=again, lost=len(taken.lost))
 
     def _take_back(self, lane: str, taken: Taken) -> None:
         """One transaction: what is sent again is undelivered, what is lost is said so, the checkpoint stands before both."""
-        at, first = now(), min(batch.offsets.first for batch in (*taken.again, *taken.lost))
+        at = now()
         if taken.rest:  # before the batch it comes from shrinks: after a crash between the two it is found again
             self.ledger.advance(self.session, delivered=(), idle={}, frozen=taken.rest)
         with self.session.transaction():
@@ -220,22 +259,28 @@ class SinkReturn:
                     "update sync_batches set delivered_at = null, row_count = ?, checksum = ? where batch_id = ?",
                     [batch.row_count, str(batch.checksum), batch.batch_id],
                 )
+            for part in taken.parts:
+                self._park(part, at, "outage", PART_AGAIN)
             for batch in taken.lost:
                 self._lose(batch, at)
-            self.session.execute(
-                "update checkpoints set log_offset = least(log_offset, ?), updated_at = ? where table_name = ?",
-                [first - 1, at, lane],
-            )
-            effect = f"{len(taken.again)} batches sent again, {len(taken.lost)} lost"
+            for batch in (*taken.again, *taken.lost):
+                self.session.execute(
+                    "update checkpoints set log_offset = least(log_offset, ?), updated_at = ? where table_name = ?",
+                    [batch.offsets.first - 1, at, lane],
+                )
+            effect = f"{len(taken.again) + len(taken.parts)} batches sent again, {len(taken.lost)} lost"
             self.session.execute(
                 "insert into operator_actions (asked_at, actor, action, subject, effect) values (?, 'replicator', 'rewind', ?, ?)",
                 [at, f"table:{lane}", effect],
             )
 
-    def _lose(self, batch: Batch, at: datetime) -> None:
+    def _park(self, batch: Batch, at: datetime, reason: str, message: str) -> None:
         row = {"lane": batch.lane, "first": batch.offsets.first, "last": batch.offsets.last, "rows": batch.row_count}
-        sql = re.sub(r"\bfailed_syncs\b", lambda _: self.ledger.failed_table, statement("sink_return/lose"))
-        self.session.execute(sql, {**row, "at": at})
+        sql = re.sub(r"\bfailed_syncs\b", lambda _: self.ledger.failed_table, statement("sink_return/park"))
+        self.session.execute(sql, {**row, "reason": reason, "message": message, "at": at})
+
+    def _lose(self, batch: Batch, at: datetime) -> None:
+        self._park(batch, at, "lost", PRUNED)
         self.session.execute(
             "update sync_batches set last_offset = ?, row_count = 0, checksum = ? where batch_id = ?",
             [batch.offsets.last, str(NOTHING), batch.batch_id],
