@@ -105,7 +105,7 @@ class Replicator:
     sections: str = ""
     database: str = "default"
     fresh: bool = False
-    """Whether each process is an interpreter of its own, with its own command line, not a fork of one."""
+    """Whether the service is an interpreter of its own, with its own command line, not a fork of one."""
     process: subprocess.Popen[bytes] | forked.Forked | None = field(default=None, init=False)
     token: str = field(default="", init=False)
 
@@ -137,7 +137,7 @@ class Replicator:
     def start(self, *, ready: bool = True) -> Self:
         """Run the service; wait until it answers over HTTP."""
         with Path(os.devnull).open("rb") as nothing, self._out_path.open("wb") as out, self.log_path.open("wb") as log:
-            self.process = self._launch(["run"], [nothing, out, log])
+            self.process = self._launch(["run"], [nothing, out, log], fresh=self.fresh)
         if ready:
             until(self._is_ready, "the service answers over HTTP", START_SECONDS)
         return self
@@ -176,10 +176,12 @@ class Replicator:
     def __exit__(self, *_: object) -> None:
         self.kill()
 
-    def _launch(self, arguments: Sequence[str], streams: Sequence[IO[Any]]) -> subprocess.Popen[bytes] | forked.Forked:
+    def _launch(
+        self, arguments: Sequence[str], streams: Sequence[IO[Any]], *, fresh: bool = False
+    ) -> subprocess.Popen[bytes] | forked.Forked:
         kept = {name: value for name, value in os.environ.items() if name in KEPT_VARIABLES}
         environment, words = {**kept, **self.environment}, ["--config-dir", str(self.config_dir), *arguments]
-        if not self.fresh and not any(name.startswith("PYTHON") for name in self.environment):
+        if not fresh and not any(name.startswith("PYTHON") for name in self.environment):
             return forked.start(words, environment=environment, directory=self.directory, streams=streams)
         stdin, stdout, stderr = streams
         command = [sys.executable, "-m", "replicator", *words]
