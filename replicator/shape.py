@@ -24,6 +24,8 @@ from replicator.schema import Column, OnUnknownField, TableSchema
 SHAPES_MAX = 4
 """Different forms looked for in one read; rows of any other are checked one stage later."""
 SAMPLES = 16
+LOOKS_MAX = 3
+"""How often samples are taken, each time of what is left: one rare form would cost its whole read a plan in DuckDB."""
 SAMPLE_CHARACTERS_MAX = 100_000
 DIGITS_MAX = 15
 """Digits of a number outside quotes: every double keeps them, so that `payload` would leave it as it is."""
@@ -68,7 +70,17 @@ def plain_objects(payload: pa.Array) -> pa.Array:
 def canonical_keys(schema: TableSchema, op: pa.Array, key: pa.Array, payload: pa.Array) -> pa.Array:
     """The canonical key of each change that is recognised, and so fits the schema; null for the others."""
     keys = _bare_deletes(schema, op, key, payload)
-    for shape in _likely_shapes(schema, payload):
+    for _ in range(LOOKS_MAX):
+        before, keys = keys.null_count, _look(schema, op, keys, payload)
+        if not keys.null_count or keys.null_count == before:
+            break
+    return keys
+
+
+def _look(schema: TableSchema, op: pa.Array, keys: pa.Array, payload: pa.Array) -> pa.Array:
+    """The keys, with those that the likely shapes of what is not recognised yet give."""
+    rest = payload if keys.null_count == len(keys) else payload.filter(pc.is_null(keys))
+    for shape in _likely_shapes(schema, rest):
         waiting = pc.and_(pc.is_null(keys), pc.is_valid(payload))
         if shape.deletes_only:
             waiting = pc.and_(waiting, pc.equal(op, "d"))

@@ -28,7 +28,7 @@ from schemathesis.specs.openapi.checks import (
 from replicator.embedded.clickhouse import ClickHouse
 from replicator.embedded.valkey import Valkey
 
-EXAMPLES = 6
+EXAMPLES = 4
 ENDLESS = {"/api/v1/live"}
 WAITS = ("timeout_seconds", "wait_seconds")
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]

@@ -64,18 +64,12 @@ def test_the_wheel_plays_the_demo_in_an_empty_environment_and_directory(
 ) -> None:
     place, directory = tmp_path / "venv", tmp_path / "empty"
     directory.mkdir()
-    venv.create(place, with_pip=True)
+    venv.create(place)
     environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     environ["TMPDIR"] = str(directory)
     requirements = ["--constraint", str(ROOT / "ci.lock"), f"replicator[embedded] @ {built[0].as_uri()}"]
-    install = [
-        str(place / "bin" / "pip"),
-        "install",
-        "--quiet",
-        "--no-compile",
-        "--disable-pip-version-check",
-        *requirements,
-    ]
+    pip = [sys.executable, "-m", "pip", "--python", str(place / "bin" / "python"), "--disable-pip-version-check"]
+    install = [*pip, "install", "--quiet", "--no-compile", *requirements]
     done = subprocess.run(
         install, cwd=directory, env=environ, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
     )
