@@ -12,6 +12,7 @@ from verify_room import VerifyRoom, agreed, plant, shared_room, wait_until
 
 from replicator.embedded.clickhouse import ClickHouse
 from replicator.embedded.valkey import Valkey
+from replicator.verify_report import Invariant
 
 SEED = 20261123
 
@@ -75,6 +76,29 @@ def test_faults_planted_under_load_are_found_classed_and_mended(room: VerifyRoom
         room.logged,
     )
     assert [loop.name for loop in room.service.loops.values() if loop.restarts] == []
+
+
+def test_a_lying_ledger_is_found_and_put_right_under_load(room: VerifyRoom) -> None:
+    lie = (
+        "alter table replicator_batches update checksum = '1:0:0' where table_name = 'trades' and (first_offset, last_offset)"
+        " in (select argMin((first_offset, last_offset), first_offset) from replicator_batches where table_name = 'trades')"
+    )
+    stranger = (
+        "insert into replicator_batches select * replace(3 as first_offset, 5 as last_offset) "
+        "from (select * from replicator_batches final where table_name = 'positions' limit 1)"
+    )
+    with live(room):
+        for _ in range(2):
+            room.sql(lie)
+            room.sql(stranger)
+            report = room.repair()
+            problems = [*report.before.problems, *(p for table in report.before.tables for p in table.problems)]
+            assert sorted((str(p.invariant), p.batch.table if p.batch else "") for p in problems) == [
+                (str(Invariant.LEDGER_TRUE), "positions"), (str(Invariant.LEDGER_TRUE), "trades"),
+            ]  # fmt: skip
+            assert room.faults(report.before) == {} and report.mismatches == 0, report.as_json()
+    room.wait_delivered()
+    agreed(room)
 
 
 def test_a_repair_beside_deliver_never_lets_an_old_row_win(room: VerifyRoom) -> None:
