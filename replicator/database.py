@@ -8,6 +8,7 @@ file whose applied migrations were edited is refused. Never opens the file a sec
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -47,9 +48,10 @@ log = structlog.get_logger(__name__)
 
 
 @cache
-def statement(name: str) -> str:
-    """The SQL text of ``replicator/sql/<name>.sql``, one statement."""
-    return (files("replicator") / "sql" / f"{name}.sql").read_text()
+def statement(name: str, failed_table: str = "failed_syncs") -> str:
+    """The SQL text of ``replicator/sql/<name>.sql``, one statement, with ``failed_syncs`` under its configured name."""
+    text = (files("replicator") / "sql" / f"{name}.sql").read_text()
+    return re.sub(r"\bfailed_syncs\b", lambda _: failed_table, text)
 
 
 def now() -> datetime:

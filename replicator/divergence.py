@@ -2,13 +2,13 @@
 
 Redis keeps, beside the head, where each later timeline began: how far the log reached that was found to be behind. A
 file of an earlier timeline that reaches further, with changes of its own there that were never delivered, went another
-way than its copy, which has read the same entries at other offsets. Guarantees: such a file is refused, and its log stays as it is.
+way than its copy, which has read the same entries at other offsets. Guarantees: such a file is refused, and its log
+stays as it is.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Protocol
 
 from replicator.database import Session, statement
@@ -44,7 +44,7 @@ def refuse_diverged(session: Session, source: Keeper, *, timeline: int, failed_t
     if not later:
         return
     began = min(later.values())
-    sql = re.sub(r"\bfailed_syncs\b", lambda _: failed_table, statement("divergence/alone"))
+    sql = statement("divergence/alone", failed_table)
     count, first = session.rows(sql, {"head": began})[0]
     if count:
         raise OwnershipLost(
@@ -57,7 +57,7 @@ def refuse_diverged(session: Session, source: Keeper, *, timeline: int, failed_t
 
 def keep_beginnings(session: Session, source: Keeper) -> None:
     """Let Redis know where this log's timelines began."""
-    own: Mapping[int, int] = dict(session.rows("select timeline, min(log_head) from log_returns group by timeline"))
+    own = dict(session.rows("select timeline, min(log_head) from log_returns group by timeline"))
     if own:
         text = source.kept(_key(source))
         known = {**parse_beginnings(text), **own}

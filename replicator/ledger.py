@@ -6,7 +6,6 @@ table's checkpoint was delivered, or stands in ``failed_syncs``. Never talks to 
 
 from __future__ import annotations
 
-import re
 import threading
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -80,7 +79,7 @@ class Ledger:
 
     def open_failures(self, session: Session, lane: str | None = None) -> list[FailedSync]:
         """Open rows of failed_syncs, oldest offsets first."""
-        sql = self._statement("ledger/open_failures")
+        sql = statement("ledger/open_failures", self.failed_table)
         rows = session.rows(sql, {"lane": lane})
         return [
             FailedSync(
@@ -149,7 +148,7 @@ class Ledger:
         at = now()
         with session.transaction():
             row = [batch.lane, batch.offsets.first, batch.offsets.last, batch.row_count, failure.reason, failure.code]
-            sql = self._statement("ledger/park")
+            sql = statement("ledger/park", self.failed_table)
             found = session.row(sql, [*row, failure.message, failure.attempts, at, at])
             assert found is not None
             if failure.reason is ParkReason.REJECTED:
@@ -180,7 +179,7 @@ class Ledger:
         with session.transaction():
             for child in children:
                 row = [child.offsets.first, child.offsets.last, child.row_count, failed.id]
-                sql = self._statement("ledger/split_failed")
+                sql = statement("ledger/split_failed", self.failed_table)
                 part_id = session.rows(sql, row)[0][0]
                 parts.append(evolve(failed, id=part_id, offsets=child.offsets, row_count=child.row_count))
             session.execute(f"delete from {self.failed_table} where id = ?", [failed.id])
@@ -204,10 +203,6 @@ class Ledger:
                 self._store_send_seq(session, self.send_seq + 1)
             self.send_seq += 1
             return self.send_seq
-
-    def _statement(self, name: str) -> str:
-        """A statement with ``failed_syncs`` under its configured name."""
-        return re.sub(r"\bfailed_syncs\b", lambda _: self.failed_table, statement(name))
 
     def _numbered(self, new: NewBatch, place: int) -> Batch:
         return Batch(

@@ -7,7 +7,6 @@ One transaction. Never takes the sink's word where the log has its own.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -190,7 +189,7 @@ class LogReturn:
         at = recorded.delivered_at.replace(tzinfo=None)
         self.session.execute(statement("log_return/take_batch"), {**where, **about, "at": at})
         if recorded.status == "parked":
-            sql = re.sub(r"\bfailed_syncs\b", lambda _: self.failed_table, statement("log_return/take_parked"))
+            sql = statement("log_return/take_parked", self.failed_table)
             self.session.execute(sql, {**where, "at": at})
 
 

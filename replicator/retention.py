@@ -8,7 +8,6 @@ Never deletes while somebody has pinned the log.
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -184,7 +183,7 @@ class Retention:
 
     def _records(self, session: Session, oldest: int) -> Sequence[tuple[str, int]]:
         verified = self.verified(session)
-        sql = re.sub(r"\bfailed_syncs\b", lambda _: self.failed_table, statement("retention/needed"))
+        sql = statement("retention/needed", self.failed_table)
         lanes = verified or {}
         where = {"lanes": list(lanes), "offsets": list(lanes.values()), "verify": verified is not None}
         rows = session.rows(sql, {**where, "oldest": oldest, "settled_seconds": self.settled_seconds})

@@ -1,7 +1,7 @@
 """Long work that an operator asks the service for: verify, repair, replay, rebuild. Watched, and ended at its next step.
 
 Guarantees: of what would disturb one another only one runs at a time; a job's end, and why, can be asked for by its id
-until ENDED_MAX others have ended. Never holds up a stop for longer than one step.
+until RECENT_MAX others have begun. Never holds up a stop for longer than one step.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BESIDE = {
 """What may run beside a kind of job. A table that is being replaced can be neither compared nor sent to."""
 ONE_TRANSACTION = {SNAPSHOT}
 """What reads the log in one transaction, which sees all of it whatever is deleted meanwhile."""
-ENDED_MAX = 32
+RECENT_MAX = 32
 
 log = structlog.get_logger(__name__)
 
@@ -88,7 +88,7 @@ class Jobs:
     pins: Pins = field(factory=Pins)
     """Those of the log: nothing of it is deleted while a job reads it."""
     latest: dict[str, Job] = field(factory=dict)
-    recent: deque[Job] = field(factory=lambda: deque(maxlen=ENDED_MAX))
+    recent: deque[Job] = field(factory=lambda: deque(maxlen=RECENT_MAX))
     """Those begun last, of all kinds: one on request is asked for though the schedule has begun another since."""
     _lock: threading.Lock = field(factory=threading.Lock)
 

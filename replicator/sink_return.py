@@ -7,7 +7,6 @@ become open failed_syncs rows with reason *lost*, never a silent rewind. Call wh
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -151,18 +150,18 @@ class SinkReturn:
                 batch=_batch(row),
                 delivered_at=row[-1],
                 recorded=(row[2], row[3]) in recorded,
-                parked=tuple(each for each in parked if row[2] <= each.last and each.first <= row[3]),
+                parked=tuple(parked.get(row[0], ())),
             )
             for row in self.session.rows(statement("sink_return/delivered"), [standing.lane])
         ]
 
-    def _parked(self, lane: str) -> list[OffsetRange]:
-        """Ranges of which nothing is there, and that is known; in the order of their offsets."""
-        sql = (
-            f"select first_offset, last_offset from {self.ledger.failed_table} "
-            "where table_name = ? and status <> 'resolved' order by 1"
-        )
-        return [OffsetRange(first=first, last=last) for first, last in self.session.rows(sql, [lane])]
+    def _parked(self, lane: str) -> dict[str, list[OffsetRange]]:
+        """By batch the ranges of which nothing is there, and that is known."""
+        found: dict[str, list[OffsetRange]] = {}
+        sql = statement("sink_return/parked", self.ledger.failed_table)
+        for batch_id, first, last in self.session.rows(sql, [lane]):
+            found.setdefault(batch_id, []).append(OffsetRange(first=first, last=last))
+        return found
 
     def _missing(self, standing: LaneStanding, batches: Sequence[Delivered]) -> set[str]:
         """Batches of which the table holds fewer rows than were sent."""
@@ -263,10 +262,10 @@ class SinkReturn:
                 self._park(part, at, "outage", PART_AGAIN)
             for batch in taken.lost:
                 self._lose(batch, at)
-            for batch in (*taken.again, *taken.lost):
+            if firsts := [batch.offsets.first for batch in (*taken.again, *taken.lost)]:
                 self.session.execute(
                     "update checkpoints set log_offset = least(log_offset, ?), updated_at = ? where table_name = ?",
-                    [batch.offsets.first - 1, at, lane],
+                    [min(firsts) - 1, at, lane],
                 )
             effect = f"{len(taken.again) + len(taken.parts)} batches sent again, {len(taken.lost)} lost"
             self.session.execute(
@@ -276,7 +275,7 @@ class SinkReturn:
 
     def _park(self, batch: Batch, at: datetime, reason: str, message: str) -> None:
         row = {"lane": batch.lane, "first": batch.offsets.first, "last": batch.offsets.last, "rows": batch.row_count}
-        sql = re.sub(r"\bfailed_syncs\b", lambda _: self.ledger.failed_table, statement("sink_return/park"))
+        sql = statement("sink_return/park", self.ledger.failed_table)
         self.session.execute(sql, {**row, "reason": reason, "message": message, "at": at})
 
     def _lose(self, batch: Batch, at: datetime) -> None:

@@ -1,7 +1,7 @@
 """Redis streams: read entries from a position, publish how far they are logged, describe a stream.
 
 Guarantees: reads start exactly behind the position given; a reply is read whole or the connection is dropped; nothing is
-published over a group that was rolled back; every error leaves as one of ours. Never trims or deletes by itself.
+published over a group that was rolled back; errors leave as ours. Never acknowledges, trims or deletes by itself.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ class RedisSource:
         groups: Sequence[Any],
         undo: Sequence[tuple[Any, ...]],
     ) -> None:
-        """A group gone, behind or beyond what was published may be the only trace of a rollback: leave it as it was."""
+        """A group gone, behind or beyond what was published: the only trace of a rollback or another process. It is left."""
         stand = [group_entry_id(reply, self.group) for reply in groups]
         turned = [
             (p, at)

@@ -7,7 +7,6 @@ one that was read is left alone, in the same step that would trim it. Never read
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -103,7 +102,7 @@ class Trimmer:
         return {stream: before for stream, before in limits.items() if before != NO_ENTRY}
 
     def _unconfirmed(self, session: Session) -> dict[str, tuple[int, EntryId]]:
-        sql = re.sub(r"\bfailed_syncs\b", lambda _: self.failed_table, statement("trim/unconfirmed"))
+        sql = statement("trim/unconfirmed", self.failed_table)
         return {stream: (epoch, EntryId(entry_id)) for stream, epoch, entry_id in session.rows(sql)}
 
 
