@@ -185,9 +185,7 @@ class Replicator:
             return forked.start(words, environment=environment, directory=self.directory, streams=streams)
         stdin, stdout, stderr = streams
         command = [sys.executable, "-m", "replicator", *words]
-        return subprocess.Popen(
-            command, stdin=stdin, stdout=stdout, stderr=stderr, env=environment, cwd=self.directory
-        )  # fmt: skip
+        return subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=stderr, env=environment, cwd=self.directory)
 
     # ── what it left and says ──
 

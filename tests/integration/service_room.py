@@ -51,20 +51,6 @@ class ServiceRoom:
     def path(self) -> Path:
         return self.directory / "log.duckdb"
 
-    @property
-    def _aside(self) -> Path:
-        return self.directory / "aside"
-
-    @property
-    def _copy_aside(self) -> Path:
-        return self.directory / "copy_aside"
-
-    def _move(self, source: Path, target: Path) -> None:
-        target.mkdir(exist_ok=True)
-        for name in (self.path.name, f"{self.path.name}.wal"):
-            if (source / name).exists():
-                (source / name).rename(target / name)
-
     def environment(self) -> Mapping[str, str]:
         return {
             "REDIS_URL": self.redis_url,
@@ -103,36 +89,21 @@ class ServiceRoom:
 
     # ── the file, while the service is stopped ──
 
-    def copy(self) -> Path:
+    def copy(self, name: str = "kept") -> Path:
         """A copy of the file and its WAL, made by another process: so it may be made while the service runs."""
-        kept = self.directory / "kept"
-        kept.mkdir(exist_ok=True)
+        (self.directory / name).mkdir(exist_ok=True)
+        self._duplicate(self.directory, self.directory / name)
+        return self.directory / name / self.path.name
+
+    def turn_back(self, name: str = "kept") -> None:
+        """The copy of that name takes the file's place."""
+        self._duplicate(self.directory / name, self.directory)
+
+    def _duplicate(self, source: Path, target: Path) -> None:
         for name in (self.path.name, f"{self.path.name}.wal"):
-            (kept / name).unlink(missing_ok=True)
-            if (self.directory / name).exists():
-                subprocess.run(["cp", str(self.directory / name), str(kept / name)], check=True)
-        return kept / self.path.name
-
-    def turn_back(self) -> None:
-        """The copy takes the file's place."""
-        kept = self.directory / "kept"
-        for name in (self.path.name, f"{self.path.name}.wal"):
-            (self.directory / name).unlink(missing_ok=True)
-            if (kept / name).exists():
-                subprocess.run(["cp", str(kept / name), str(self.directory / name)], check=True)
-
-    def set_aside(self) -> None:
-        """The file makes room for the copy."""
-        self._move(self.directory, self._aside)
-
-    def take_up(self) -> None:
-        """The file that was set aside comes back; the one in its place is set aside in turn."""
-        self._move(self.directory, self._copy_aside)
-        self._move(self._aside, self.directory)
-
-    def turn_back_to_copy(self) -> None:
-        self._move(self.directory, self._aside)
-        self._move(self._copy_aside, self.directory)
+            (target / name).unlink(missing_ok=True)
+            if (source / name).exists():
+                subprocess.run(["cp", str(source / name), str(target / name)], check=True)
 
     # ── both ends ──
 

@@ -67,7 +67,7 @@ def test_both_engines_stop_when_their_parent_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_stack_starts_at_once_after_its_last_parent_was_killed(tmp_path: Path) -> None:
-    for _ in range(2):
+    for _ in range(3):
         with python(PARENT, str(tmp_path)) as parent:
             assert parent.stdout is not None
             pids = json.loads(parent.stdout.readline())

@@ -11,6 +11,8 @@ from service_room import ServiceRoom
 
 from replicator.embedded.clickhouse import ClickHouse
 
+PARKED = "select reason, first_offset, last_offset from failed_syncs where status = 'open' and row_count = 1"
+
 
 @pytest.fixture
 def room(
@@ -45,6 +47,13 @@ def wait_held(room: ServiceRoom, last: int) -> None:
 def ledger(room: ServiceRoom) -> list[tuple[int, int]]:
     sql = "select first_offset, last_offset from {d}.replicator_batches final where row_count > 0 order by 1"
     return [(int(first), int(last)) for first, last in room.asked(sql)]
+
+
+def seem_restarted(room: ServiceRoom) -> None:
+    """Have the log remember another start of ClickHouse than its last."""
+    session = room.service.database.session()
+    session.execute("update meta set value = (value::double - 100)::varchar where key = 'sink_started_at'")
+    session.close()
 
 
 @pytest.fixture
@@ -139,9 +148,7 @@ def test_after_a_restart_of_clickhouse_the_last_hour_is_compared_row_by_row(
     room.asked(
         "insert into {d}.change_log select * replace ('altered' as payload, _send + 1 as _send) from {d}.change_log where log_offset = 40"
     )
-    session = room.service.database.session()
-    session.execute("update meta set value = (value::double - 100)::varchar where key = 'sink_started_at'")
-    session.close()
+    seem_restarted(room)
     room.stop()
     room.start()  # the count is right, the content is not
     wait_held(room, 60)
@@ -165,14 +172,9 @@ def parked_in_part(room: ServiceRoom, clickhouse_server: ClickHouse) -> ServiceR
     return room
 
 
-PARKED = "select reason, first_offset, last_offset from failed_syncs where status = 'open' and row_count = 1"
-
-
 def test_of_a_batch_that_is_parked_in_part_the_rest_is_not_taken_for_lost(parked_in_part: ServiceRoom) -> None:
     room, physical = parked_in_part, parked_in_part.physical
-    session = room.service.database.session()
-    session.execute("update meta set value = (value::double - 100)::varchar where key = 'sink_started_at'")
-    session.close()
+    seem_restarted(room)
     room.stop()
     room.start()  # ClickHouse was restarted: the last hour is compared row by row
     delivered(room, 45)

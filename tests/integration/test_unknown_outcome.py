@@ -39,14 +39,13 @@ def next_inserts(*faults: Fault, table: str = "change_log") -> Callable[[Request
     return lambda request: waiting.pop(0) if request.inserts_into == table and waiting else None
 
 
-# Of the codes one for each decision: which code means which is `test_retry`'s, over all of them.
 FAULTS: list[Fault] = [
     *(fault for fault in Break if fault is not Break.HANG),
     Status(503),
     Status(502),
     Status(429),
     Delay(0.3),
-    *(ErrorCode(code) for code in (159, 241, 252, 4242)),
+    *(ErrorCode(code) for code in (159, 209, 319, 202, 210, 241, 252, 425, 999, 4242)),
 ]
 
 
@@ -137,7 +136,7 @@ def test_an_outage_parks_one_batch_and_everything_comes_back_by_itself(room: Pip
         session.close()
 
 
-@pytest.mark.parametrize("code", [60, 516])
+@pytest.mark.parametrize("code", [60, 16, 47, 81, 516, 497])
 def test_a_wrong_shape_or_a_refused_login_parks_nothing_and_heals(
     room: PipelineRoom, proxy: HttpProxy, code: int
 ) -> None:

@@ -9,16 +9,19 @@ from contract.fakes import LEDGER, FakeClickHouse, Fault
 from deliver_room import delivered, once
 from log_room import LogRoom
 
-from replicator.errors import ReplicatorError, SinkMisshapen, SinkRefused, SinkUnavailable
+from replicator.errors import OutcomeUnknown, ReplicatorError, SinkMisshapen, SinkRefused, SinkUnavailable
 from replicator.retry import Ladder
 
 RETRIES = 3
-# One for each decision, and for each way to it: which code means which is `test_retry`'s, over all of them.
 FAULTS: list[Fault | ReplicatorError] = [
     Fault.REFUSED,
+    Fault.OVERLOADED,
     Fault.LOST_BEFORE,
     Fault.LOST_AFTER,
+    SinkUnavailable("503 Service Unavailable"),
+    SinkUnavailable("too many parts", code=252),
     SinkUnavailable("memory", code=241),
+    OutcomeUnknown("timeout", code=159),
     SinkMisshapen("no such table", code=60),
     SinkRefused("wrong password", code=516),
 ]

@@ -308,7 +308,7 @@ def test_a_query_that_wants_all_memory_fails_alone(queries: Queries, database: D
     writer.start()
     try:
         with pytest.raises(QueryFailed) as raised:
-            text(queries, sql, seconds=5)
+            text(queries, sql, seconds=20)
         assert raised.value.code in ("memory", "query", "time"), raised.value
     finally:
         stop.set()
