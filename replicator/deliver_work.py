@@ -156,7 +156,7 @@ class Worker:
         """
         while True:
             try:
-                table = self._read(lane, offsets, bytes_max, rows_max)
+                table, is_whole = self._read(lane, offsets, bytes_max, rows_max)
                 break
             except DatabaseUnavailable as error:
                 if error.code != "memory":
@@ -165,20 +165,22 @@ class Worker:
                     self.database.relieve()
                     raise
                 offsets = OffsetRange(first=offsets.first, last=offsets.first + len(offsets) // 2 - 1)
-        cut_short = rows_max is not None and table.num_rows > rows_max
-        if cut_short or (bytes_max is not None and table.nbytes > bytes_max):
-            table = table.slice(0, rows_max)
+        rows = min(table.num_rows, rows_max or table.num_rows, _rows_within(table, bytes_max))
+        if rows < table.num_rows or not is_whole:
+            table = table.slice(0, rows)
             offsets = evolve(offsets, last=table[lane.offset_column][-1].as_py())
         checksum = _checksum(table[ROW_HASH].to_numpy())
         table = table.drop_columns([ROW_HASH])
         table = table.append_column("_pipeline", pa.repeat(self.pipeline, table.num_rows))
         return Prepared(lane=lane.name, offsets=offsets, table=table, checksum=checksum, schema_version=schema_version)
 
-    def _read(self, lane: Lane, offsets: OffsetRange, bytes_max: int | None, rows_max: int | None) -> pa.Table:
-        """The range's rows in order, or those of its beginning that are somewhat more than the bounds."""
+    def _read(
+        self, lane: Lane, offsets: OffsetRange, bytes_max: int | None, rows_max: int | None
+    ) -> tuple[pa.Table, bool]:
+        """The range's rows in order and True; or, and False, those of its beginning that reach the bounds."""
         where = {"first": offsets.first, "last": offsets.last}
         batches: list[pa.RecordBatch] = []
-        size = rows = 0
+        size, rows, is_whole = 0, 0, True
         sql = lane.batch_sql if offsets.first >= self.oldest() else lane.batch_sql_with_copies()
         with self._session().reader(sql, where, READ_ROWS) as reader:
             for batch in reader:
@@ -186,11 +188,12 @@ class Worker:
                 size, rows = size + batch.nbytes, rows + batch.num_rows
                 enough = (bytes_max is not None and size > bytes_max) or (rows_max is not None and rows > rows_max)
                 if enough and _is_ordered(batches, lane.offset_column):
+                    is_whole = False
                     break
             table = pa.Table.from_batches(batches, reader.schema).combine_chunks()
         if _is_ordered(table.to_batches(), lane.offset_column):
-            return table
-        return table.take(pc.sort_indices(table[lane.offset_column]))
+            return table, is_whole
+        return table.take(pc.sort_indices(table[lane.offset_column])), is_whole
 
     def attempt(self, attempt: Attempt) -> Outcome:
         """Send one batch. Errors of the sink come back in the outcome; LogCorrupt is raised."""
@@ -306,6 +309,17 @@ def _checksum(hashes: np.ndarray) -> Checksum:
         sum=int(np.add.reduce(hashes, dtype=np.uint64)),
         xor=int(np.bitwise_xor.reduce(hashes, dtype=np.uint64)),
     )
+
+
+def _rows_within(table: pa.Table, bytes_max: int | None) -> int:
+    """How many of the first rows are no more than so many bytes; one at least, however large it is."""
+    if bytes_max is None or table.nbytes <= bytes_max:
+        return table.num_rows
+    fits, over = 1, table.num_rows
+    while over - fits > 1:
+        middle = (fits + over) // 2
+        fits, over = (middle, over) if table.slice(0, middle).nbytes <= bytes_max else (fits, middle)
+    return fits
 
 
 def _is_ordered(batches: Sequence[pa.RecordBatch], offset_column: str) -> bool:

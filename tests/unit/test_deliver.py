@@ -7,9 +7,9 @@ import threading
 import pytest
 from contract.fakes import LEDGER, FakeClickHouse, Fault
 from deliver_room import Script, all_in, delivered, once
-from log_room import LogRoom
+from log_room import LogRoom, lanes
 
-from replicator.model import BatchLimits
+from replicator.model import BatchLimits, OffsetRange
 from replicator.retry import Ladder
 
 # ── the plain way ──
@@ -65,17 +65,40 @@ def test_a_paused_lane_sends_nothing_and_delays_no_other(room: LogRoom, server: 
     once(room, server)
 
 
+@pytest.mark.parametrize("read_rows", [1, 2048])
 def test_large_payloads_are_delivered_in_batches_that_fit_into_memory(
-    room: LogRoom, server: FakeClickHouse, monkeypatch: pytest.MonkeyPatch
+    room: LogRoom, server: FakeClickHouse, monkeypatch: pytest.MonkeyPatch, read_rows: int
 ) -> None:
     monkeypatch.setattr("replicator.deliver.BATCH_BYTES_MAX", 100_000)
-    monkeypatch.setattr("replicator.deliver_work.READ_ROWS", 1)
+    monkeypatch.setattr("replicator.deliver_work.READ_ROWS", read_rows)
     room.limits = BatchLimits(rows_max=1000, age_seconds_max=0)
     room.append(40, payload='{"a":"%s"}' % ("x" * 20_000))
     room.append(400)
     room.until(delivered(room, server))
     once(room, server)
-    assert max(part.table.nbytes for part in server.parts["change_log"]) < 400_000
+    assert max(part.table.nbytes for part in server.parts["change_log"]) < 110_000
+
+
+def test_a_range_is_never_longer_than_the_rows_that_were_read_of_it(
+    room: LogRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read in pieces is smaller once it is one: a bound between the two sizes cuts as well."""
+    monkeypatch.setattr("replicator.deliver_work.READ_ROWS", 1)
+    room.append(4)
+    whole, worker, lane = OffsetRange(first=1, last=4), room.deliver.worker, lanes("change_log", 0)
+    for bytes_max in range(1, worker.prepare(lane, whole, 0).table.nbytes + 300, 5):
+        prepared = worker.prepare(lane, whole, 0, bytes_max)
+        assert prepared.table["log_offset"].to_pylist() == list(range(1, prepared.offsets.last + 1)), bytes_max
+
+
+def test_a_row_larger_than_a_batch_may_be_goes_alone(
+    room: LogRoom, server: FakeClickHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("replicator.deliver.BATCH_BYTES_MAX", 10_000)
+    room.append(5, payload='{"a":"%s"}' % ("x" * 20_000))
+    room.until(delivered(room, server))
+    once(room, server)
+    assert [part.table.num_rows for part in server.parts["change_log"]] == [1] * 5
 
 
 # ── doubt ──
