@@ -7,7 +7,7 @@ become open failed_syncs rows with reason *lost*, never a silent rewind. Call wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -66,6 +66,8 @@ class Taken:
     """What the log still holds of a batch that it has pruned in part."""
     parts: list[Batch] = field(factory=list)
     """What is sent again, as a redrive, of a batch that is parked for the rest: its checkpoint need not wait for it."""
+    unrecorded: list[tuple[Batch, str]] = field(factory=list)
+    """What the ledger does not say, or not all of, about a batch that is parked in whole or in part; with its status."""
 
 
 @define
@@ -88,15 +90,16 @@ class SinkReturn:
     def suspects(self) -> list[str]:
         """Lanes where the sink holds less than was delivered. Only reads; may run beside delivery."""
         ends = self._delivered_ends()
+        parked = {lane: self._parked_of(lane) for lane in ends}  # before the sink is asked: one may be delivered now
         standings = self.sink.lanes()
-        return [lane for lane, end in ends.items() if self._short(self._standing(standings, lane), end)]
+        return [lane for lane, end in ends.items() if self._short(self._standing(standings, lane), end, parked[lane])]
 
     def take_back(self, *, restarted: bool) -> dict[str, Taken]:
         """Settle every lane. ``restarted``: ClickHouse was, so what it last took is compared row by row."""
         standings, found = self.sink.lanes(), {}
         for lane, end in self._delivered_ends().items():
             standing = self._standing(standings, lane)
-            short = self._short(standing, end)
+            short = self._short(standing, end, self._parked_of(lane))
             if short or restarted:
                 taken = self._examine(standing, short=short, restarted=restarted)
                 self._settle(lane, taken)
@@ -110,15 +113,25 @@ class SinkReturn:
     def _standing(self, standings: Mapping[str, LaneStanding], lane: str) -> LaneStanding:
         return standings.get(lane) or LaneStanding(lane=lane, target=self.lane(lane, 0).target)
 
-    def _short(self, standing: LaneStanding, end: int) -> bool:
-        return standing.agreed < end or (self.ttl is None and standing.rows_held < standing.rows_recorded)
+    def _short(self, standing: LaneStanding, end: int, parked: Sequence[OffsetRange]) -> bool:
+        too_few = self.ttl is None and standing.rows_held < standing.rows_recorded
+        return too_few or (standing.agreed < end and self._agreed(standing, parked) < end)
+
+    def _agreed(self, standing: LaneStanding, parked: Sequence[OffsetRange]) -> int:
+        """The end of the ledger's union with what is parked: in an outage that has no row in the ledger yet."""
+        recorded = self.sink.recorded(standing.lane, after=standing.agreed) if parked else []
+        return _union_end(standing.agreed, [(each.first, each.last) for each in (*recorded, *parked)])
+
+    def _parked_of(self, lane: str) -> list[OffsetRange]:
+        return [offsets for ranges in self._parked(lane).values() for offsets in ranges]
 
     # ── what is there ──
 
     def _examine(self, standing: LaneStanding, *, short: bool, restarted: bool) -> Taken:
         """Each batch that may be missing, in the order of offsets."""
         taken, oldest = Taken(), self._oldest_logged()
-        known = self._delivered(standing)
+        recorded = [(row.first, row.last) for row in self.sink.recorded(standing.lane)]
+        known = self._delivered(standing.lane, set(recorded))
         newest = max((each.delivered_at for each in known), default=now())
         batches = [each for each in known if not each.parked]
         missing = self._missing(standing, batches) if short and self.ttl is None else set()
@@ -130,8 +143,20 @@ class SinkReturn:
                 taken.recorded.append(batch)
         for each in known:
             if each.parked and (short or each.delivered_at >= newest - DOUBT):
-                taken.parts += [part for part in self._parts(each, oldest) if not self._holds(part)]
+                self._examine_parked(taken, each, oldest, recorded)
         return taken
+
+    def _examine_parked(
+        self, taken: Taken, delivered: Delivered, oldest: int, recorded: Sequence[tuple[int, int]]
+    ) -> None:
+        """Of a batch that is parked the rest must be there, and the ledger must know of both."""
+        held = []
+        for part in self._parts(delivered, oldest):
+            (held if self._holds(part) else taken.parts).append(part)
+        parked = [evolve(delivered.batch, offsets=offsets) for offsets in delivered.parked]
+        for part, status in [*((part, "delivered") for part in held), *((part, "parked") for part in parked)]:
+            if _union_end(part.offsets.first - 1, recorded) < part.offsets.last:
+                taken.unrecorded.append((part, status))
 
     def _parts(self, delivered: Delivered, oldest: int) -> Iterator[Batch]:
         """A batch that is parked in part, without that, and without what the log has pruned."""
@@ -142,9 +167,8 @@ class SinkReturn:
                 if part.row_count:
                     yield evolve(batch, offsets=offsets, row_count=part.row_count, checksum=part.checksum)
 
-    def _delivered(self, standing: LaneStanding) -> list[Delivered]:
-        recorded = {(row.first, row.last) for row in self.sink.recorded(standing.lane)}
-        parked = self._parked(standing.lane)
+    def _delivered(self, lane: str, recorded: set[tuple[int, int]]) -> list[Delivered]:
+        parked = self._parked(lane)
         return [
             Delivered(
                 batch=_batch(row),
@@ -152,7 +176,7 @@ class SinkReturn:
                 recorded=(row[2], row[3]) in recorded,
                 parked=tuple(parked.get(row[0], ())),
             )
-            for row in self.session.rows(statement("sink_return/delivered"), [standing.lane])
+            for row in self.session.rows(statement("sink_return/delivered"), [lane])
         ]
 
     def _parked(self, lane: str) -> dict[str, list[OffsetRange]]:
@@ -228,12 +252,13 @@ class SinkReturn:
             self.sink.forget(lane, [batch.offsets for batch in taken.lost])
             for rest, batch in zip(taken.rest, taken.lost[-1:], strict=False):
                 self.sink.forget(lane, [OffsetRange(first=batch.offsets.first, last=rest.offsets.last)])
-        if taken.parts:
-            whole = [(part.offsets.first, part.offsets.last) for part in taken.parts]
+        if anew := [*taken.parts, *(part for part, _ in taken.unrecorded)]:
+            whole = [(part.offsets.first, part.offsets.last) for part in anew]
             stale = [r for r in self.sink.recorded(lane) if any(a <= r.first and r.last <= b for a, b in whole)]
             self.sink.forget(lane, [OffsetRange(first=row.first, last=row.last) for row in stale])
         rows = [self.ledger_row(batch, "delivered") for batch in taken.recorded]
         rows += [self.ledger_row(evolve(batch, row_count=0), "lost") for batch in taken.lost]
+        rows += [self.ledger_row(part, status) for part, status in taken.unrecorded]
         for some in _slices(rows):
             self.sink.sink.record(some)
         for batch in taken.recorded:
@@ -298,6 +323,15 @@ def _batch(row: Sequence[object]) -> Batch:
         send_seq=int(str(send_seq)),
         attempt=int(str(attempt)),
     )
+
+
+def _union_end(end: int, ranges: Iterable[tuple[int, int]]) -> int:
+    """Where the union of ranges, begun at ``end``, has its first gap."""
+    for first, last in sorted(ranges):
+        if first > end + 1:
+            break
+        end = max(end, last)
+    return end
 
 
 def _slices(values: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -22,7 +22,7 @@ from replicator.model import NO_ENTRY, StreamPosition
 from replicator.ownership import Ownership, seat_of
 from replicator.source import RedisSource, SourceOptions
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:

@@ -56,6 +56,15 @@ def seem_restarted(room: ServiceRoom) -> None:
     session.close()
 
 
+def suspects(room: ServiceRoom) -> list[str]:
+    """Which tables a comparison on schedule would have taken back."""
+    session = room.service.database.session()
+    try:
+        return room.service.reconciler.sink_return(session).suspects()
+    finally:
+        session.close()
+
+
 @pytest.fixture
 def stopped(room: ServiceRoom) -> ServiceRoom:
     """Three batches delivered, the service stopped."""
@@ -180,6 +189,7 @@ def test_of_a_batch_that_is_parked_in_part_the_rest_is_not_taken_for_lost(parked
     delivered(room, 45)
     assert room.rows("select * from operator_actions where action = 'rewind'") == []
     assert room.rows(PARKED) == [("rejected", 35, 35)] and room.physical == physical + 5
+    assert suspects(room) == []
 
 
 def test_of_a_batch_that_is_parked_in_part_what_was_lost_comes_back(parked_in_part: ServiceRoom) -> None:
@@ -196,6 +206,35 @@ def test_of_a_batch_that_is_parked_in_part_what_was_lost_comes_back(parked_in_pa
     delivered(room, 50)
     assert room.held == [*numbers(1, 34), *numbers(36, 50)]
     assert len(room.rows("select * from operator_actions where action = 'rewind'")) == 1
+
+
+def test_a_table_in_an_outage_is_not_taken_for_one_that_went_back(room: ServiceRoom) -> None:
+    room.start()
+    delivered(room, 30)
+    full = "parts_to_delay_insert = 1, parts_to_throw_insert = 1"  # too many parts: as an outage of this table alone
+    room.asked(f"alter table {{d}}.change_log modify setting {full}")
+    room.add(31, 40)
+    wait_until(lambda: room.rows("select reason from failed_syncs") == [("outage",)], "the batch is parked")
+    assert suspects(room) == []
+    room.asked("alter table {d}.change_log reset setting parts_to_delay_insert, parts_to_throw_insert")
+    wait_held(room, 40)
+    assert suspects(room) == []
+
+
+@pytest.mark.parametrize("which", ["true", "last_offset >= 35", "first_offset <= 35"])
+def test_a_ledger_lost_beside_a_parked_batch_is_written_again_and_that_is_all(
+    parked_in_part: ServiceRoom, which: str
+) -> None:
+    room, physical = parked_in_part, parked_in_part.physical
+    room.asked(f"delete from {{d}}.replicator_batches where {which}")
+    wait_until(lambda: ledger(room) and not suspects(room), "the ledger written again")
+    delivered(room, 45)
+    assert room.physical == physical + 5 and room.rows(PARKED) == [("rejected", 35, 35)]
+    assert room.rows("select * from operator_actions where action = 'rewind'") == []
+    room.stop()
+    room.start()
+    delivered(room, 50)
+    assert suspects(room) == [] and room.held == [*numbers(1, 34), *numbers(36, 50)]
 
 
 def test_a_sink_that_is_whole_is_left_alone(stopped: ServiceRoom) -> None:
