@@ -30,6 +30,8 @@ class Findings:
     wrong: list[str] = field(factory=list)
     """What is there and is not as it should be: order, content, current rows, ledger, promise 3."""
     physical_duplicates: int = 0
+    sent_twice: list[str] = field(factory=list)
+    """Which rows those are, and that ClickHouse has them under sends of their own; under one send they are doubled."""
     checksums: dict[str, str] = field(factory=dict)
     """Of each stream's rows in the log; those of the sink are equal where nothing is lost, doubled or wrong."""
 
@@ -98,10 +100,21 @@ def _sink(room: PipelineRoom, stream: str, rows: Sequence[Row], parked: set[int]
     offsets = {row[0] for row in held}
     due = [row for row in rows if row[0] not in parked]
     found.physical_duplicates += len(held) - len(offsets)
+    _sends(room, table, columns.partition(",")[0], where, found)
     found.lost += [f"{table}: offset {row[0]} is not in ClickHouse" for row in due if row[0] not in offsets]
     if int(final) != len(offsets):
         found.doubled.append(f"{table}: {final} rows under FINAL, {len(offsets)} offsets")
     found.wrong += [f"{table}: {row[0]} differs from the log" for row in set(held) - set(due)]
+
+
+def _sends(room: PipelineRoom, table: str, offset: str, where: str, found: Findings) -> None:
+    sql = (
+        f"select sends, min(offset), max(offset), count(), length(arrayDistinct(sends)) from (select {offset} as offset, "
+        f"groupArray(_send) as sends from {{db}}.{table} {where} group by offset having count() > 1) group by sends"
+    )
+    for sends, first, last, rows, distinct in room.sink_rows(sql):
+        text = f"{table}: {rows} rows of {first}..{last} under sends {sends}"
+        (found.sent_twice if int(distinct) == len(sends) else found.doubled).append(text)
 
 
 def _checksum(rows: Iterable[Row]) -> str:

@@ -20,10 +20,14 @@ IN_SINK: dict[str, tuple[str, Callable[[Findings], bool]]] = {
         "alter table {db}.change_log update payload = 'x' where log_offset = 4 settings mutations_sync = 1",
         lambda f: "4 differs" in f.wrong[0],
     ),
-    "doubled in parts": (
+    "sent twice": (
+        "insert into {db}.change_log select * replace (_send + 1 as _send) from {db}.change_log where log_offset = 5",
+        lambda f: f.physical_duplicates == 1 and "1 rows of 5..5 under" in f.sent_twice[0] and f.clean,
+    ),
+    "doubled under one send": (
         "insert into {db}.change_log select * from {db}.change_log where log_offset = 5 "
         "settings deduplicate_insert = 'disable'",
-        lambda f: f.physical_duplicates == 1 and f.clean,
+        lambda f: f.physical_duplicates == 1 and "rows of 5..5" in f.doubled[0],
     ),
     "doubled under FINAL": (
         "insert into {db}.change_log select * replace ('other' as _pipeline) from {db}.change_log where log_offset = 5",
