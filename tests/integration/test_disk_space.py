@@ -76,6 +76,8 @@ def test_capture_waits_while_little_is_free_and_goes_on_by_itself(guarded: Servi
     room.wait_logged(20)
     free[0] = 10**9 - 1
     wait_until(room.service.space.is_low, "the guard to notice")
+    beats = room.service.progress.heartbeat_at
+    wait_until(lambda: room.service.progress.heartbeat_at > beats + 1, "the read that is under way to end")
     head = room.service.changelog.head
     room.service.controls.resume("deliver", actor="test")
     room.wait_delivered(head)  # deliver goes on
