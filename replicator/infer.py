@@ -169,10 +169,10 @@ def propose(sample: Sample) -> str:
     keys = key_candidates(columns, rows)
     refused = f"; {sample.rejected} of {sample.entries} entries could not be decoded" if sample.rejected else ""
     lines = [
-        f"# proposed from {rows} changes of stream {json.dumps(sample.stream)}{refused}",
+        f"# proposed from {rows} changes of stream {_toml_string(sample.stream)}{refused}",
         "[[tables]]",
-        f"name = {json.dumps(sample.table)}",
-        f"stream = {json.dumps(sample.stream)}",
+        f"name = {_toml_string(sample.table)}",
+        f"stream = {_toml_string(sample.stream)}",
         *_key_lines(columns, keys, rows),
         "[tables.columns]",
     ]
@@ -187,15 +187,15 @@ def _key_lines(columns: Sequence[ColumnEvidence], keys: Sequence[str], rows: int
         return ["key = []  # no column is present and not null in every change: a table needs a key"]
     by_name = {c.name: c for c in columns}
     different = len(by_name[keys[0]].values)
-    others = f"; other candidates: {json.dumps(keys[1:4], ensure_ascii=False)}" if keys[1:] else ""
-    return [f"key = [{json.dumps(keys[0])}]  # {different} different values in {rows} changes{others}"]
+    others = f"; other candidates: {_toml_string(keys[1:4])}" if keys[1:] else ""
+    return [f"key = [{_toml_string(keys[0])}]  # {different} different values in {rows} changes{others}"]
 
 
 def _column_line(column: ColumnEvidence, rows: int, *, is_key: bool, width: int) -> str:
     not_null = "" if is_key or column.nulls or column.seen < rows else " NOT NULL"
-    declared = f"{_toml_key(column.name)} = {json.dumps(column.type_name + not_null)}"
+    declared = f"{_toml_key(column.name)} = {_toml_string(column.type_name + not_null)}"
     missing = rows - column.seen
-    facts = [f"e.g. {json.dumps(column.example, ensure_ascii=False)}", f"{len(column.values)} different"]
+    facts = [f"e.g. {_toml_string(column.example)}", f"{len(column.values)} different"]
     facts += [f"{column.nulls} null"] if column.nulls else []
     facts += [f"{missing} without it"] if missing else []
     facts += ["mixed: " + ", ".join(sorted(column.kinds))] if len(column.kinds) > 1 else []
@@ -203,4 +203,9 @@ def _column_line(column: ColumnEvidence, rows: int, *, is_key: bool, width: int)
 
 
 def _toml_key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml_string(name)
+
+
+def _toml_string(value: object) -> str:
+    """A value as a string, or as JSON, that TOML takes wherever it stands, comments too."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

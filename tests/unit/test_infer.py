@@ -6,6 +6,7 @@ import json
 
 import pytest
 import tomli
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,6 +62,16 @@ def test_hostile_names_and_values_stay_inside_their_strings():
     name = 'x"] \n[evil'
     text = propose(sample(json.dumps({"id": 1, name: "a\n# b"})))
     assert tomli.loads(text)["tables"][0]["columns"][name] == "VARCHAR NOT NULL"
+
+
+@pytest.mark.parametrize("text", ["\x7f", "\x00", "\x85", "\u2028", "😀", '"', "\\"])
+def test_whatever_stands_in_names_and_values_is_toml(text):
+    names = [f"k{text}", f"j{text}"]
+    rows = [json.dumps(dict.fromkeys(names, f"{text}{n}")) for n in range(3)]
+    toml = propose(evolve(sample(*rows), stream=f"s{text}", table=f"t{text}"))
+    [table] = tomli.loads(toml)["tables"]
+    assert (table["stream"], table["name"]) == (f"s{text}", f"t{text}") and set(table["columns"]) == set(names)
+    assert set(table["key"]) <= set(names)
 
 
 def test_a_stream_without_a_single_change_is_an_error():
