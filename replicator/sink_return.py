@@ -90,16 +90,20 @@ class SinkReturn:
     def suspects(self) -> list[str]:
         """Lanes where the sink holds less than was delivered. Only reads; may run beside delivery."""
         ends = self._delivered_ends()
-        parked = {lane: self._parked_of(lane) for lane in ends}  # before the sink is asked: one may be delivered now
+        parked = self._all_parked()  # before the sink is asked: one may be delivered at this moment
         standings = self.sink.lanes()
-        return [lane for lane, end in ends.items() if self._short(self._standing(standings, lane), end, parked[lane])]
+        return [
+            lane
+            for lane, end in ends.items()
+            if self._short(self._standing(standings, lane), end, parked.get(lane, ()))
+        ]
 
     def take_back(self, *, restarted: bool) -> dict[str, Taken]:
         """Settle every lane. ``restarted``: ClickHouse was, so what it last took is compared row by row."""
-        standings, found = self.sink.lanes(), {}
+        parked, standings, found = self._all_parked(), self.sink.lanes(), {}
         for lane, end in self._delivered_ends().items():
             standing = self._standing(standings, lane)
-            short = self._short(standing, end, self._parked_of(lane))
+            short = self._short(standing, end, parked.get(lane, ()))
             if short or restarted:
                 taken = self._examine(standing, short=short, restarted=restarted)
                 self._settle(lane, taken)
@@ -122,8 +126,13 @@ class SinkReturn:
         recorded = self.sink.recorded(standing.lane, after=standing.agreed) if parked else []
         return _union_end(standing.agreed, [(each.first, each.last) for each in (*recorded, *parked)])
 
-    def _parked_of(self, lane: str) -> list[OffsetRange]:
-        return [offsets for ranges in self._parked(lane).values() for offsets in ranges]
+    def _all_parked(self) -> dict[str, list[OffsetRange]]:
+        """By lane the ranges of which nothing is there, and that is known."""
+        found: dict[str, list[OffsetRange]] = {}
+        sql = f"select table_name, first_offset, last_offset from {self.ledger.failed_table} where status <> 'resolved'"
+        for lane, first, last in self.session.rows(sql):
+            found.setdefault(lane, []).append(OffsetRange(first=first, last=last))
+        return found
 
     # ── what is there ──
 

@@ -7,6 +7,7 @@ as of the last commit, and put back while no process runs.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -43,11 +44,14 @@ class Disk:
     kernel: Kernel
     meet: Callable[[], CommitFault | None] = lambda: None
     commits: int = 0
+    changed: Counter[str] = field(factory=Counter)
+    """How often something was committed to each table."""
     written: set[str] = field(factory=set)
     """Tables that were ever written to; the others are empty."""
     blank: dict[str, pa.Table] = field(factory=dict)
     """What each table holds when a run begins."""
     root: duckdb.DuckDBPyConnection = field(init=False)
+    _kept: dict[str, tuple[int, list[tuple[Any, ...]]]] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         options = DatabaseOptions(path=Path(__file__), threads=1, memory_mb=512)
@@ -69,6 +73,12 @@ class Disk:
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         """What is committed, for the one who checks."""
         return self.root.execute(sql).fetchall()
+
+    def kept(self, table: str, sql: str) -> list[tuple[Any, ...]]:
+        """As `rows`, of one table, and asked again only where it has changed since."""
+        if self._kept.get(sql, (-1, []))[0] != self.changed[table]:
+            self._kept[sql] = (self.changed[table], self.rows(sql))
+        return self._kept[sql][1]
 
     def is_ready(self) -> None:
         """What is in the file now is what every run begins with."""
@@ -92,6 +102,7 @@ class Disk:
                 self.root.execute(f'insert into "{name}" select * from put_back')
                 self.root.unregister("put_back")
         self.root.commit()
+        self.changed.update(self.written)
         self.commits += 1
 
 
@@ -128,11 +139,14 @@ class Cursor:
     generation: int
     open: bool = False
     """Whether a transaction is."""
+    writing: set[str] = field(factory=set)
+    """The tables that it has written to."""
 
     def begin(self) -> None:
         self._alive()
         self.inner.begin()
         self.open = True
+        self.writing.clear()
 
     def execute(self, sql: str, parameters: Any = ()) -> duckdb.DuckDBPyConnection:
         self._alive()
@@ -140,8 +154,10 @@ class Cursor:
         if writes and self.database.process is not None:
             self.database.disk.written.add(writes[1])
         if self.open or self.database.process is None or not writes:
+            self.writing |= {writes[1]} if writes else set()
             return self.inner.execute(sql, parameters)
         self.begin()
+        self.writing.add(writes[1])
         try:
             rows = self.inner.execute(sql, parameters).fetchall()
         except duckdb.Error:
@@ -173,6 +189,7 @@ class Cursor:
             self.open = False
             self.inner.commit()
             disk.commits += 1
+            disk.changed.update(self.writing)
         if fault is not None and process is not None:
             self._fail(fault, process)
         if process is not None:

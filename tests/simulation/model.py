@@ -84,8 +84,6 @@ class Model:
     log_returned: bool = False
     sink_returned: bool = False
     log: dict[int, Logged] = field(factory=dict)
-    _parked: list[tuple[Any, ...]] = field(factory=list)
-    _parked_at: int = -1
     _commits: int = -1
     _changed: int = -1
 
@@ -141,7 +139,9 @@ class Model:
             "from change_log order by log_offset"
         )
         log: dict[int, Logged] = {}
-        for offset, version, payload, schema, table, stream, epoch, entry_id, key, op in self.disk.rows(sql):
+        for offset, version, payload, schema, table, stream, epoch, entry_id, key, op in self.disk.kept(
+            "change_log", sql
+        ):
             if offset in log:
                 raise BrokenPromiseError(f"offset {offset} stands twice in the log")
             lane = None if schema < 0 else GENERIC_LANE if schema == 0 else table
@@ -161,14 +161,13 @@ class Model:
 
     def parked(self) -> list[tuple[str, int, int, str, str]]:
         """Lane, first and last offset, reason and status of what is open or discarded."""
-        if self._parked_at != self.disk.commits:
-            self._parked_at = self.disk.commits
-            sql = "select table_name, first_offset, last_offset, reason, status from failed_syncs where status <> 'resolved'"
-            self._parked = self.disk.rows(sql)
-        return self._parked
+        sql = (
+            "select table_name, first_offset, last_offset, reason, status from failed_syncs where status <> 'resolved'"
+        )
+        return self.disk.kept("failed_syncs", sql)
 
     def rejected(self) -> list[int]:
-        return [mark_of(raw) for (raw,) in self.disk.rows("select raw from rejected_entries")]
+        return [mark_of(raw) for (raw,) in self.disk.kept("rejected_entries", "select raw from rejected_entries")]
 
     # ── after every step ──
 
@@ -224,7 +223,7 @@ class Model:
 
     def _check_checkpoints(self, checkpoint: int | None) -> None:
         held, parked = self.held(), self.parked()
-        stored = dict(self.disk.rows("select table_name, log_offset from checkpoints"))
+        stored = dict(self.disk.kept("checkpoints", "select table_name, log_offset from checkpoints"))
         for row in self.log.values():
             if row.lane is None:
                 continue
