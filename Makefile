@@ -17,7 +17,7 @@ $(READY): pyproject.toml ci.lock
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer with venv was found: apt-get install python3-venv," \
 		"or say make PYTHON=/path/to/python" >&2; exit 2; }
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement ci.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --requirement ci.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
