@@ -6,6 +6,7 @@ producer, log and sink are compared.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sys
 import time
@@ -32,6 +33,7 @@ RARE = ("redrive.after_send", "fold.inside")
 RARE_CYCLES = 4
 SETTLE_SECONDS = 600
 PATIENCE_SECONDS = 180
+CIRCUIT_SECONDS = 15
 RANDOM_STROKES = (*["service"] * 3, *["starting"] * 8, "clickhouse", "valkey", "both", "all")
 assert {*UNDER_WAY, *REFUSED, *STARTING, *RARE} <= set(failpoints.NAMES)
 
@@ -113,6 +115,11 @@ class Cycle:
         by_itself = killed(child, PATIENCE_SECONDS)
         self.report.count("kills", point if by_itself else f"service, {point} not reached in time")
 
+    def _await_event(self, event: str, seconds: float) -> None:
+        """Until a child logs it once more."""
+        before = self.room.child_log.count(event)
+        wait_until(lambda: self.room.child_log.count(event) > before, seconds)
+
     def _started(self) -> BaseProcess:
         """A child that has made its first commit, and how long that took."""
         before = self.room.child_log.count("changes_appended")
@@ -153,13 +160,16 @@ class Cycle:
         self._kill(child, "service at random")
 
     def _park_an_outage(self) -> None:
-        delivered = self.room.child_log.count("batch_delivered")
+        """ClickHouse is killed until a batch was on its way to it: where only the ledger was, nothing is parked."""
         child = self._started()
-        wait_until(lambda: self.room.child_log.count("batch_delivered") > delivered, PATIENCE_SECONDS)
-        circuits = self.room.child_log.count("circuit_opened")
-        self.room.clickhouse.kill()
-        self.report.count("kills", "ClickHouse")
-        wait_until(lambda: self.room.child_log.count("circuit_opened") > circuits, PATIENCE_SECONDS)
+        while True:
+            self._await_event("batch_delivered", PATIENCE_SECONDS)
+            self.room.clickhouse.kill()
+            self.report.count("kills", "ClickHouse")
+            with contextlib.suppress(AssertionError):
+                self._await_event("circuit_opened", CIRCUIT_SECONDS)
+                break
+            self.room.clickhouse.start()
         self._kill(child, "service at random")
         self.room.clickhouse.start()
 

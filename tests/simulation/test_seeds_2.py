@@ -6,7 +6,7 @@ import pytest
 from simulation.play import play_all
 from simulation.world import Room
 
-FIRST, SEEDS, AT_ONCE = 1000, 40, 10
+FIRST, SEEDS, AT_ONCE = 1000, 60, 20
 
 
 @pytest.mark.parametrize("first", range(FIRST, FIRST + SEEDS, AT_ONCE))
