@@ -19,7 +19,7 @@ from attrs import define, field
 from contract.fakes import wait_until
 from findings import compare
 from pipeline_room import PipelineRoom
-from storm_room import UNDER_WAY, Producer, check_between, killed, settle
+from storm_room import UNDER_WAY, Producer, check_between, killed, settle, wait_for_traffic
 
 from ops.soak.report import Report, bar, close
 from ops.soak.stage import Stage, stage
@@ -76,18 +76,23 @@ class Cycle:
         for point in STARTING:
             self._at_failpoint(point, self.chance.randint(1, 2))
         settle(self.room, SETTLE_SECONDS)
-        refused, rare = self.seed % 2 == 0, self.seed % RARE_CYCLES == 1
+        refused, rare, calm = self.seed % 2 == 0, self.seed % RARE_CYCLES == 1, Producer(self.room)
+        if rare:
+            with calm.adding():
+                wait_for_traffic(self.room, 60)
+            self._at_failpoint("fold.inside", 1)  # it folds when nothing new comes
         if refused:
             _refuse_poison(self.room)
         producer = Producer(self.room, poison=8 * refused, poison_every=self.chance.choice((10, 40, 100)))
-        strokes = [*UNDER_WAY, *RANDOM_STROKES, *(REFUSED if refused else ()), *(RARE if rare else ())]
+        strokes = [*UNDER_WAY, *RANDOM_STROKES, *(REFUSED if refused else ())]
+        strokes += ["redrive.after_send"] if rare else []
         self.chance.shuffle(strokes)
         with producer.adding():
             for stroke in strokes:
                 self._strike(stroke)
         self._note("settling")
         settle(self.room, SETTLE_SECONDS)
-        self.report.take(compare(self.room, producer.acknowledged), self.seed)
+        self.report.take(compare(self.room, calm.acknowledged + producer.acknowledged), self.seed)
 
     def _note(self, doing: str) -> None:
         self.show(completed=self.report.total("kills"), now=doing)
