@@ -38,6 +38,8 @@ COMMIT_BYTES_MAX = 96 << 20
 QUEUE_CHUNKS_MAX = 6
 BLOCK_SECONDS = 0.5
 GATHER_SECONDS_MAX = 2.0
+CALM_SECONDS_MAX = 0.05
+"""The longest that the first change of a calm stream waits for others."""
 TURNED_SECONDS = 0.1
 
 log = structlog.get_logger(__name__)
@@ -118,6 +120,7 @@ class Capture:
     """Why this run ends, once what was read is logged."""
     _appending: threading.Lock = field(factory=threading.Lock, init=False)
     _outdated: bool = field(default=False, init=False)
+    _commit_seconds: float = field(default=0.0, init=False)
     """Whether what was read and is not logged yet was admitted by rules that are no longer in force."""
 
     def run(self) -> None:
@@ -296,22 +299,28 @@ class Capture:
             raise self._trouble
 
     def _collect(self, waiting: list[Chunk]) -> list[Chunk]:
-        """Chunks to commit: what there is when calm, a row group (or as many bytes as are good) when behind."""
-        deadline = time.monotonic() + GATHER_SECONDS_MAX
+        """Chunks to commit: a row group (or as many bytes as are good) when behind, what there is when calm.
+
+        After the first of a calm stream it waits as long as a commit takes, so that commits take half the time at most.
+        """
+        deadline, calm_until = time.monotonic() + GATHER_SECONDS_MAX, 0.0
         rows, size = sum(c.rows for c in waiting), sum(c.bytes for c in waiting)
         while not self.stop.is_set():
             enough = rows >= ROW_GROUP_ROWS or size >= COMMIT_BYTES_MAX
-            if waiting and (enough or not waiting[-1].more or time.monotonic() > deadline):
+            clock = time.monotonic()
+            if waiting and (enough or clock > deadline or not (waiting[-1].more or clock < calm_until)):
                 return waiting
             if self._reader_ended:
                 return waiting
+            patience = BLOCK_SECONDS if not waiting else 0.1 if waiting[-1].more else calm_until - clock
             try:
-                item = self._chunks.get(timeout=0.1 if waiting else BLOCK_SECONDS)
+                item = self._chunks.get(timeout=patience)
             except queue.Empty:
                 if not waiting:
                     return waiting
                 continue
             if isinstance(item, Chunk):
+                calm_until = calm_until or time.monotonic() + min(self._commit_seconds, CALM_SECONDS_MAX)
                 waiting = [*waiting, item]
                 rows, size = rows + item.rows, size + item.bytes
             else:
@@ -329,7 +338,10 @@ class Capture:
             origin=origin(chunks),
         )
         chunks[:] = [chunk.spent() for chunk in chunks]  # or each change would be held twice while DuckDB works
-        self._count(chunks, append, self._log(append))
+        began = time.monotonic()
+        logged = self._log(append)
+        self._commit_seconds = time.monotonic() - began
+        self._count(chunks, append, logged)
 
     def _log(self, append: Append) -> OffsetRange | None:
         failpoint("append.before_commit")
