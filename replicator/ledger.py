@@ -196,6 +196,14 @@ class Ledger:
             session.execute("delete from parked_changes where failed_sync_id = ?", [failed.id])
             _copy_parked(session, failed.id, failed.lane, failed.offsets)
 
+    def pass_sends(self, session: Session, send_seq: int) -> None:
+        """Never hand out a number up to this one again."""
+        with self._numbering:
+            if send_seq > self.send_seq:
+                with session.transaction():
+                    self._store_send_seq(session, send_seq)
+                self.send_seq = send_seq
+
     def next_send(self, session: Session) -> int:
         """A send_seq of its own for a redrive, a repair or a replay, durable before it is used. From any thread."""
         with self._numbering:

@@ -194,7 +194,8 @@ class Reconciler:
             self.standing.await_stillness(self.stop)
             self._refuse_beyond()
             server = self._started_at()
-            self.sink_return(session).take_back(restarted=self._restarted(session, server))
+            restarted, timeline = self._restarted(session, server), self.changelog.timeline
+            self.sink_return(session).take_back(restarted=restarted, timeline=timeline)
             self._remember(session, server)
         finally:
             session.close()

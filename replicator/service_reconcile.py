@@ -47,6 +47,7 @@ def build_reconciler(service: Service) -> Reconciler:
             lane=catalog.lane,
             ledger_row=lambda batch, status: deliver.recorder.row(batch, status, ""),
             prepare=lambda lane, offsets: deliver.worker.prepare(lane, offsets, lane.schema_version).as_new_batch(),
+            holds=deliver.worker.holds,
             ttl=timedelta(days=days) if (days := service.settings.clickhouse.log_ttl_days) else None,
         )
 

@@ -15,10 +15,9 @@ import structlog
 from attrs import define, evolve, field, frozen
 
 from replicator.database import Session, now, statement
-from replicator.errors import SinkMisshapen
 from replicator.lanes import Lane
 from replicator.ledger import Ledger, NewBatch
-from replicator.model import Batch, Checksum, OffsetRange
+from replicator.model import Batch, Checksum, OffsetRange, version_of
 from replicator.sink import LedgerRow
 from replicator.standing import LaneStanding, SinkStanding
 
@@ -75,6 +74,7 @@ class SinkReturn:
     """Compares what this log has delivered with what the sink holds, and takes back what it does not.
 
     ``ledger_row`` makes the ledger's row of a batch under a status; ``prepare`` reads a range of the log anew;
+    ``holds`` asks whether the sink has a batch, in the log table and in the current rows;
     ``ttl``: how long the sink keeps a row; where that is not for ever, rows are not counted, and what may have expired
     is taken to be there.
     """
@@ -85,6 +85,7 @@ class SinkReturn:
     lane: Callable[[str, int], Lane]
     ledger_row: Callable[[Batch, str], LedgerRow]
     prepare: Callable[[Lane, OffsetRange], NewBatch]
+    holds: Callable[[Lane, Batch], bool]
     ttl: timedelta | None = None
 
     def suspects(self) -> list[str]:
@@ -98,9 +99,14 @@ class SinkReturn:
             if self._short(self._standing(standings, lane), end, parked.get(lane, ()))
         ]
 
-    def take_back(self, *, restarted: bool) -> dict[str, Taken]:
-        """Settle every lane. ``restarted``: ClickHouse was, so what it last took is compared row by row."""
+    def take_back(self, *, restarted: bool, timeline: int) -> dict[str, Taken]:
+        """Settle every lane. ``restarted``: ClickHouse was, so what it last took is compared row by row.
+
+        No send of this ``timeline`` that the sink has seen is used again: the log may be a copy from before it.
+        """
         parked, standings, found = self._all_parked(), self.sink.lanes(), {}
+        sends = [standing.newest_send - version_of(timeline, 0) for standing in standings.values()]
+        self.ledger.pass_sends(self.session, max((seq for seq in sends if seq < version_of(1, 0)), default=0))
         for lane, end in self._delivered_ends().items():
             standing = self._standing(standings, lane)
             short = self._short(standing, end, parked.get(lane, ()))
@@ -208,10 +214,7 @@ class SinkReturn:
         lane = self.lane(batch.lane, batch.schema_version)
         if self.ttl is not None and self._may_have_expired(lane, batch, self.ttl):
             return True
-        try:
-            return self.sink.sink.held(lane, self.sink.pipeline, batch.offsets) == batch.checksum
-        except SinkMisshapen:  # dropped
-            return False
+        return self.holds(lane, batch)
 
     def _may_have_expired(self, lane: Lane, batch: Batch, ttl: timedelta) -> bool:
         """Whether any of its rows was logged so long ago; of what the log has pruned, when it was frozen must tell."""

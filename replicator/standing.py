@@ -26,7 +26,7 @@ RANGES_PER_STATEMENT = 1_000
 @frozen(kw_only=True)
 class LaneStanding:
     """``agreed`` is the end of the ledger's union, ``top`` the highest offset in ledger or rows, ``low`` the lowest of
-    the rows; 0 where there is none.
+    the rows, ``newest_send`` the highest number that a send of its rows had; 0 where there is none.
 
     ``rows_recorded`` and ``rows_held`` count what the ledger says of the agreed part, and what the table has of it.
     """
@@ -39,6 +39,7 @@ class LaneStanding:
     rows_recorded: int = 0
     rows_held: int = 0
     low: int = 0
+    newest_send: int = 0
 
 
 @frozen(kw_only=True)
@@ -103,11 +104,13 @@ class SinkStanding:
     def _with_rows(self, standing: LaneStanding) -> LaneStanding:
         offset, version = offset_column(standing.lane), "version" if standing.lane == GENERIC_LANE else "_version"
         sql = (
-            f"select min({offset}), max({offset}), countIf({offset} <= {{agreed:Int64}}), max({version}) "
+            f"select min({offset}), max({offset}), countIf({offset} <= {{agreed:Int64}}), max({version}), max(_send) "
             f"from {quote_clickhouse(standing.target)} where _pipeline = {{pipeline:String}}"
         )
         try:
-            low, top, held, newest = self.sink.rows(sql, {"agreed": standing.agreed, "pipeline": self.pipeline})[0]
+            low, top, held, newest, send = self.sink.rows(sql, {"agreed": standing.agreed, "pipeline": self.pipeline})[
+                0
+            ]
         except SinkMisshapen:  # dropped, or not made yet
             return standing
         return LaneStanding(
@@ -119,6 +122,7 @@ class SinkStanding:
             rows_recorded=standing.rows_recorded,
             rows_held=int(held),
             low=int(low),
+            newest_send=int(send),
         )
 
     def recorded(self, lane: str, *, after: int = 0) -> list[Recorded]:

@@ -127,13 +127,15 @@ def _group_fits(about: StreamDescription) -> bool:
 
 
 def anew(seen: Sighting, cause: GapCause) -> Verdict:
-    """The stream's ids began anew: read on from where its group stands, under a new epoch.
+    """The stream's ids began anew: read on from where its group stands, under a new epoch; from the beginning where the
+    group has passed what this log, which went back itself, has never read.
 
     What was added behind our position before that can be lost without a trace: the gap has no number. How many
     entries the group has passed is our own figure of the history that is gone: the first tail gives another.
     """
     position, about = seen.position, seen.about
-    start = about.group_entry_id if about.group_entry_id is not None and _group_fits(about) else NO_ENTRY
+    group = about.group_entry_id or NO_ENTRY
+    start = group if _group_fits(about) and entry_order(group) <= entry_order(position.behind) else NO_ENTRY
     turned = StreamPosition(
         stream=position.stream,
         stream_epoch=position.stream_epoch + 1,

@@ -11,6 +11,15 @@ from service_room import ServiceRoom
 
 from replicator.embedded.clickhouse import ClickHouse
 
+TRADES = """
+[[tables]]
+name = "trades"
+stream = "trades"
+key = ["trade_id"]
+[tables.columns]
+trade_id = "VARCHAR"
+n = "BIGINT"
+"""
 PARKED = "select reason, first_offset, last_offset from failed_syncs where status = 'open' and row_count = 1"
 
 
@@ -54,6 +63,18 @@ def seem_restarted(room: ServiceRoom) -> None:
     session = room.service.database.session()
     session.execute("update meta set value = (value::double - 100)::varchar where key = 'sink_started_at'")
     session.close()
+
+
+@pytest.fixture
+def declared(
+    redis_url: str, clickhouse_server: ClickHouse, clickhouse_database: str, tmp_path: Path
+) -> Iterator[ServiceRoom]:
+    room = ServiceRoom(
+        directory=tmp_path, redis_url=redis_url, server=clickhouse_server, database=clickhouse_database, tables=TRADES
+    )
+    yield room
+    room.stop()
+    room.client.close()
 
 
 def suspects(room: ServiceRoom) -> list[str]:
@@ -235,6 +256,37 @@ def test_a_ledger_lost_beside_a_parked_batch_is_written_again_and_that_is_all(
     room.start()
     delivered(room, 50)
     assert suspects(room) == [] and room.held == [*numbers(1, 34), *numbers(36, 50)]
+
+
+def test_current_rows_that_an_older_copy_lacks_are_made_again(declared: ServiceRoom) -> None:
+    """A copy taken between the two parts of an insert: the history is whole, the current rows are not."""
+    room = declared.start()
+    delivered(room, 30)
+    seem_restarted(room)
+    room.stop()
+    room.asked("alter table {d}.trades_state delete where n between 10 and 20 settings mutations_sync = 1")
+    room.start()
+    wait_until(lambda: room.asked("select count() from {d}.trades") == [("30",)], "current rows made again")
+    assert room.held == numbers(1, 30)
+
+
+def test_a_log_from_before_a_delivery_sends_under_numbers_of_its_own(room: ServiceRoom) -> None:
+    room.start()
+    delivered(room, 30)
+    room.service.controls.pause("deliver", actor="test")
+    room.add(31, 40)
+    room.wait_logged(40)
+    room.copy()
+    room.service.controls.resume("deliver", actor="test")
+    room.wait_delivered(40)
+    room.stop()
+    room.turn_back()
+    room.add(41, 45)  # so that another range is cut than before
+    room.start()
+    room.service.controls.resume("deliver", actor="test")
+    wait_held(room, 45)
+    twice = "select log_offset from {d}.change_log group by log_offset, _send having count() > 1"
+    assert room.asked(twice) == []
 
 
 def test_a_sink_that_is_whole_is_left_alone(stopped: ServiceRoom) -> None:

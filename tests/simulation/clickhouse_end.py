@@ -68,6 +68,8 @@ class SimClickHouse:
     may_send: Callable[[], None] = lambda: None
     tables: dict[str, Table] = field(factory=dict)
     objects: set[str] = field(factory=set)
+    loses: Callable[[str, Sequence[int]], None] = lambda _, __: None
+    """Told of the offsets of rows that went into a table that was dropped meanwhile."""
     """Tables and views that exist."""
     ledger: dict[tuple[str, str, int, int], LedgerRow] = field(factory=dict)
     queries: list[Query] = field(factory=list)
@@ -195,6 +197,8 @@ class SimClickHouse:
         table = self.tables.setdefault(send.target, Table())
         new = self._remember(table.tokens, send.token)
         self._passes(query)  # killed here, the token is on disk and the rows are not
+        if send.target not in self.objects:
+            self.loses(send.target, [row.offset for row in rows])
         table = self.tables.setdefault(send.target, Table())
         for row in rows if new else ():
             table.rows.setdefault(row.offset, []).append(row)
@@ -317,11 +321,12 @@ class SimClickHouse:
         ]
         return [(first, count) for first, count in counts if count]
 
-    def _ends(self, table: Table, agreed: int) -> tuple[int, int, int, int]:
+    def _ends(self, table: Table, agreed: int) -> tuple[int, int, int, int, int]:
         rows = [row for rows in table.rows.values() for row in rows]
         newest = max((row.change["version"] for row in rows), default=0)
         offsets = [row.offset for row in rows] or [0]
-        return min(offsets), max(offsets), sum(row.offset <= agreed for row in rows), newest
+        send = max((row.send for row in rows), default=0)
+        return min(offsets), max(offsets), sum(row.offset <= agreed for row in rows), newest, send
 
     def _ledger_rows(self, pipeline: str) -> dict[str, list[LedgerRow]]:
         if LEDGER not in self.objects:

@@ -68,6 +68,8 @@ class Model:
     written: dict[int, Written] = field(factory=dict)
     meant: dict[int, tuple[int, int]] = field(factory=dict)
     """What each offset was seen to mean: version and mark."""
+    once: dict[int, set[tuple[int, int]]] = field(factory=dict)
+    """What each meant before it was void."""
     doubtful: set[int] = field(factory=set)
     """Offsets that the log has lost; free to be given away where nobody else has seen them."""
     excused: set[tuple[str, int]] = field(factory=set)
@@ -114,8 +116,29 @@ class Model:
         """The file is older now: what it has lost is free, unless somebody has seen it."""
         self.log_returned = True
         self.checkpoints.clear()
-        head = max(self.read_log(), default=0)
-        self.doubtful |= {offset for offset in self.meant if offset > head}
+        before, log = {row.mark for row in self.log.values()}, self.read_log()
+        self.doubtful |= {offset for offset in self.meant if offset > max(log, default=0)}
+        for row in log.values():
+            if (row.version, row.mark) in self.once.get(row.offset, ()):  # it was void in between
+                self.meant[row.offset] = (row.version, row.mark)
+        self.log = log
+        self._forget_losses(before)
+
+    def _forget_losses(self, before: set[int]) -> None:
+        """What had been lost already is in no gap of the older file; nor need it be where that knew no baseline."""
+        there, kept = self.in_redis(), self.kept()
+        looked = {
+            name for (name,) in self.disk.rows("select stream from stream_positions where entries_unread is not null")
+        }
+        for mark, written in self.written.items():
+            gone = mark not in there and mark not in kept
+            if gone and (mark not in before or written.stream not in looked):
+                self.unknowable.add(mark)
+
+    def sink_lost_in_flight(self, target: str, offsets: Iterable[int]) -> None:
+        lane = next(lane for lane, name in LANES.items() if name == target)
+        self.excused |= {(lane, offset) for offset in offsets}
+        self.sink_returned = True
 
     def settle_doubt(self) -> None:
         """A process looks at its witnesses: what they show beyond the log is not free."""
@@ -202,6 +225,7 @@ class Model:
 
     def _means_another(self, row: Logged, meant: tuple[int, int]) -> None:
         if row.offset in self.doubtful and row.mark == VOID:
+            self.once.setdefault(row.offset, set()).add(meant)
             self.meant[row.offset] = (row.version, VOID)  # nobody holds it any more
         elif row.offset not in self.doubtful or (row.version, row.mark) != meant:
             was = self.written.get(meant[1], "void")

@@ -89,6 +89,7 @@ class World:
         redis = SimRedis(kernel=kernel, clock=lambda: kernel.wall - redis.lag_seconds)
         sink = SimClickHouse(kernel, columns_expected=lambda: columns_expected(room.catalog))
         model = Model(disk=disk, redis=redis, sink=sink)
+        sink.loses = model.sink_lost_in_flight
         world = cls(kernel, rng, room, redis, sink, model, plan=faults.Plan.draw(rng, kinds))
         kernel.at = world.plan.dies(world)
         disk.meet = world.plan.commit_fault(world)

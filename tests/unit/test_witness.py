@@ -55,6 +55,16 @@ def test_a_stream_that_is_not_there_yet_has_its_baseline_before_its_first_entry(
     assert judge(seen(chosen, absent)).position == chosen, "entries below the chosen start may come, and are not read"
 
 
+def test_a_history_that_the_log_lost_with_an_older_copy_is_read_from_its_beginning() -> None:
+    """Its group stands where the log stood before: behind entries that this log has not read."""
+    position = evolve(AT, published_entry_id=None, known_through=EntryId("61-0"))
+    about = evolve(THERE, length=1, entries_added=1, group_entry_id=EntryId("61-0"), last_entry_id=EntryId("61-0"))
+    about = evolve(about, first_entry_id=EntryId("61-0"), group_entries_read=1)
+    verdict = judge(seen(position, about, entries=1, fresh=True))
+    assert verdict.position.stream_epoch == 2 and verdict.position.last_entry_id == NO_ENTRY
+    assert verdict.gap is not None and verdict.gap.cause == GapCause.RESTORED
+
+
 def test_no_baseline_is_taken_while_it_cannot_be_known() -> None:
     middle = StreamPosition(stream="s", last_entry_id=EntryId("20-0"))
     verdict = judge(seen(middle, evolve(THERE, group_entry_id=None), entries=10, at_tail=False))
