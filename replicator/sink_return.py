@@ -42,6 +42,8 @@ class Delivered:
     delivered_at: datetime
     recorded: bool
     parked: tuple[OffsetRange, ...] = ()
+    refused: tuple[OffsetRange, ...] = ()
+    """Those of them that are not parked for an outage: the ledger says so."""
 
     @property
     def not_parked(self) -> list[OffsetRange]:
@@ -146,7 +148,7 @@ class SinkReturn:
         """Each batch that may be missing, in the order of offsets."""
         taken, oldest = Taken(), self._oldest_logged()
         recorded = [(row.first, row.last) for row in self.sink.recorded(standing.lane)]
-        known = self._delivered(standing.lane, set(recorded))
+        known = self._delivered(standing.lane, recorded)
         newest = max((each.delivered_at for each in known), default=now())
         batches = [each for each in known if not each.parked]
         missing = self._missing(standing, batches) if short and self.ttl is None else set()
@@ -168,7 +170,7 @@ class SinkReturn:
         held = []
         for part in self._parts(delivered, oldest):
             (held if self._holds(part) else taken.parts).append(part)
-        parked = [evolve(delivered.batch, offsets=offsets) for offsets in delivered.parked]
+        parked = [evolve(delivered.batch, offsets=offsets) for offsets in delivered.refused]
         for part, status in [*((part, "delivered") for part in held), *((part, "parked") for part in parked)]:
             if _union_end(part.offsets.first - 1, recorded) < part.offsets.last:
                 taken.unrecorded.append((part, status))
@@ -182,24 +184,25 @@ class SinkReturn:
                 if part.row_count:
                     yield evolve(batch, offsets=offsets, row_count=part.row_count, checksum=part.checksum)
 
-    def _delivered(self, lane: str, recorded: set[tuple[int, int]]) -> list[Delivered]:
-        parked = self._parked(lane)
+    def _delivered(self, lane: str, recorded: Sequence[tuple[int, int]]) -> list[Delivered]:
+        parked, whole = self._parked(lane), set(recorded)
         return [
             Delivered(
                 batch=_batch(row),
                 delivered_at=row[-1],
-                recorded=(row[2], row[3]) in recorded,
-                parked=tuple(parked.get(row[0], ())),
+                recorded=(row[2], row[3]) in whole or _union_end(row[2] - 1, recorded) >= row[3],
+                parked=tuple(offsets for offsets, _ in parked.get(row[0], ())),
+                refused=tuple(offsets for offsets, reason in parked.get(row[0], ()) if reason != "outage"),
             )
             for row in self.session.rows(statement("sink_return/delivered"), [lane])
         ]
 
-    def _parked(self, lane: str) -> dict[str, list[OffsetRange]]:
-        """By batch the ranges of which nothing is there, and that is known."""
-        found: dict[str, list[OffsetRange]] = {}
+    def _parked(self, lane: str) -> dict[str, list[tuple[OffsetRange, str]]]:
+        """By batch the ranges of which nothing is there, and that is known, with their reasons."""
+        found: dict[str, list[tuple[OffsetRange, str]]] = {}
         sql = statement("sink_return/parked", self.ledger.failed_table)
-        for batch_id, first, last in self.session.rows(sql, [lane]):
-            found.setdefault(batch_id, []).append(OffsetRange(first=first, last=last))
+        for batch_id, first, last, reason in self.session.rows(sql, [lane]):
+            found.setdefault(batch_id, []).append((OffsetRange(first=first, last=last), reason))
         return found
 
     def _missing(self, standing: LaneStanding, batches: Sequence[Delivered]) -> set[str]:

@@ -10,6 +10,7 @@ from capture_room import wait_until
 from service_room import ServiceRoom
 
 from replicator.embedded.clickhouse import ClickHouse
+from replicator.operations import Operations, Selection
 
 TRADES = """
 [[tables]]
@@ -211,6 +212,22 @@ def test_of_a_batch_that_is_parked_in_part_the_rest_is_not_taken_for_lost(parked
     assert room.rows("select * from operator_actions where action = 'rewind'") == []
     assert room.rows(PARKED) == [("rejected", 35, 35)] and room.physical == physical + 5
     assert suspects(room) == []
+
+
+def test_a_batch_that_came_back_in_pieces_is_in_the_ledger_once(parked_in_part: ServiceRoom) -> None:
+    room = parked_in_part
+    room.asked("alter table {d}.change_log drop constraint clean")
+    parts = {"database": room.service.database, "controls": room.service.controls, "ledger": room.service.ledger}
+    Operations(**parts, deliver=room.service.deliver).failed_retry(Selection(all=True), actor="an operator")  # type: ignore[arg-type]
+    wait_held(room, 40)
+    wait_until(lambda: room.rows(PARKED) == [], "the last piece is resolved")
+    pieces = ledger(room)
+    seem_restarted(room)
+    room.stop()
+    room.start()
+    delivered(room, 45)
+    assert suspects(room) == []
+    assert [each for each in ledger(room) if each[1] <= 40] == pieces
 
 
 def test_of_a_batch_that_is_parked_in_part_what_was_lost_comes_back(parked_in_part: ServiceRoom) -> None:
