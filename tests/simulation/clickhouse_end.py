@@ -323,10 +323,9 @@ class SimClickHouse:
 
     def _ends(self, table: Table, agreed: int) -> tuple[int, int, int, int, int]:
         rows = [row for rows in table.rows.values() for row in rows]
-        newest = max((row.change["version"] for row in rows), default=0)
+        newest, send = (max(n, default=0) for n in ([r.change["version"] for r in rows], [r.send for r in rows]))
         offsets = [row.offset for row in rows] or [0]
-        send = max((row.send for row in rows), default=0)
-        return min(offsets), max(offsets), sum(row.offset <= agreed for row in rows), newest, send
+        return min(offsets), max(offsets), sum(offset <= agreed for offset in offsets if offset), newest, send
 
     def _ledger_rows(self, pipeline: str) -> dict[str, list[LedgerRow]]:
         if LEDGER not in self.objects:
