@@ -103,6 +103,7 @@ class LogReturn:
             store_positions(self.session, self._positions(head), at)
             for standing in self.witnesses.lanes.values():
                 self._take_ledger(standing)
+            self.session.execute(statement("log_return/begin_unknown_lanes"), {"at": at})
             self.session.execute("delete from meta where key = 'timeline'")
             self.session.execute("insert into meta values ('timeline', ?)", [str(timeline)])
             row = [at, head, top, timeline, self.fetched, self.voided]

@@ -114,6 +114,9 @@ class Reconciler:
     def _check_log(self) -> None:
         session = self.database.session()
         try:
+            self.changelog.reread(
+                session
+            )  # what an earlier try stored is there, even where its commit was said to fail
             positions = self.changelog.positions(session)
             witnesses = self._witnesses()
             if self.changelog.head == 0 and not positions and any(s.top for s in witnesses.lanes.values()):
@@ -169,8 +172,8 @@ class Reconciler:
                 known_version=self.known_version,
                 failed_table=self.sink_return(session).ledger.failed_table,
             )
-            healing.heal()
             self.source.published.clear()
+            healing.heal()
 
     # ── the sink ──
 

@@ -11,7 +11,8 @@ from capture_room import wait_until
 from service_room import ServiceRoom
 
 from replicator.embedded.clickhouse import ClickHouse
-from replicator.errors import OwnershipLost
+from replicator.errors import DatabaseUnavailable, OwnershipLost
+from replicator.log_return import LogReturn
 
 TRADES = """
 [[tables]]
@@ -111,6 +112,53 @@ def test_what_nobody_holds_becomes_void_and_is_read_again_at_new_offsets(room: S
     delivered(room, 201, 210)
     assert room.held == numbers(1, 150) + numbers(201, 210)
     assert offsets_are_whole(room)
+
+
+@pytest.mark.parametrize("room", [TRADES], indirect=True)
+def test_a_lane_that_the_copy_has_no_checkpoint_of_is_delivered_from_its_first_change(room: ServiceRoom) -> None:
+    room.start()
+    room.service.controls.pause("deliver", actor="test")
+    room.client.xadd("trades", {"table": "notes", "key": "N1", "data": '{"n":1}'})
+    room.wait_logged(1)
+    room.stop()
+    room.copy()
+    room.start()
+    room.service.controls.pause("table:change_log", actor="test")
+    room.service.controls.resume("deliver", actor="test")
+    room.add(2, 10)
+    wait_until(lambda: len(room.held) == 9, "the other lane in the sink")
+    room.stop()
+    room.turn_back()
+    room.start()
+    room.service.controls.resume("deliver", actor="test")
+    room.wait_delivered(10)
+    assert room.asked("select log_offset, key from {d}.change_log") == [("1", "N1")]
+    assert room.held == numbers(2, 10)
+
+
+def test_a_return_that_was_stored_and_is_said_to_have_failed_is_not_stored_again(
+    room: ServiceRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied(room, 20)
+    room.start()
+    delivered(room, 21, 30)
+    room.stop()
+    room.turn_back()
+    heal, said = LogReturn.heal, []
+
+    def stored_and_doubted(healing: LogReturn) -> None:
+        head = healing.changelog.head
+        heal(healing)
+        if not said:
+            said.append(head)
+            healing.changelog.head, healing.changelog.timeline = head, 1
+            raise DatabaseUnavailable("the commit's outcome is unknown")
+
+    monkeypatch.setattr(LogReturn, "heal", stored_and_doubted)
+    room.start()
+    delivered(room, 31, 35)
+    assert said == [20] and returned(room) == [(20, 30, 2, 10, 0)]
+    assert room.logged == numbers(1, 35) and offsets_are_whole(room)
 
 
 def test_a_torn_wal_is_noticed_and_healed(room: ServiceRoom) -> None:

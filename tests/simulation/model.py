@@ -106,7 +106,14 @@ class Model:
         yield
         self.histories |= set(streams) if history else set()
         self.thinned |= set(streams)
-        self.unknowable |= {mark for mark in before.keys() - self.in_redis().keys() if before[mark] not in looked}
+        there = self.in_redis()
+        self.unknowable |= {mark for mark in before.keys() - there.keys() if before[mark] not in looked}
+        if history:  # what counted the losses of before goes with it, and what witnessed the head
+            unseen = set(streams) - looked
+            self.unknowable |= (
+                {w.mark for w in self.written.values() if w.stream in unseen} - there.keys() - self.kept()
+            )
+            self.settle_doubt()
 
     def sink_lost(self, before: set[tuple[str, int]]) -> None:
         self.sink_returned = True
