@@ -85,14 +85,16 @@ def reshape(session: Session, history: Sequence[TableSchema], base: pa.Table | N
             session.execute(f"insert into {quote(newest.state_name)} ({columns}) select {columns} from state_base")
 
 
-def as_of_sql(history: Sequence[TableSchema], through: str) -> str:
+def as_of_sql(history: Sequence[TableSchema], through: str, considered: str = "") -> str:
     """The table's rows as they were when offset ``through`` (an expression) had been logged.
 
-    Each key's last change is found among the raw ones, so that only those are typed.
+    ``considered``: a condition on log_offset, for a look at some of the changes only. Each key's last change is found
+    among the raw ones, so that only those are typed.
     """
     newest = history[-1]
     mine = f"table_name = {literal(newest.name)} and schema_version > 0"
-    last = f"select max(log_offset) from change_log where {mine} and log_offset <= {through} group by key"
+    some = f"{mine} and log_offset <= {through}" + (f" and {considered}" if considered else "")
+    last = f"select max(log_offset) from change_log where {some} group by key"
     columns = ", ".join(map(quote, _columns(newest)))
     return (
         f"with latest as materialized (select * from change_log where {mine} and log_offset in ({last})) "

@@ -1,7 +1,7 @@
 """Domain breaks: the sums and counts that a table declares, as of its checkpoint, on both sides.
 
-Guarantees: sums are exact (integers and decimals only) and of the same instant, whatever is delivered meanwhile: both
-sides take each key's last change at or below the checkpoint. Only reads.
+Guarantees: sums are exact (integers and decimals only) and of the same changes, whatever is delivered meanwhile: both
+sides take each key's last change of the range compared, less those which the sink need not have. Only reads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from replicator.schema import Column, DeclaredSums, TableSchema, quote, quote_cl
 from replicator.sink import ClickHouseSink
 from replicator.state import as_of_sql
 from replicator.verify_report import Break
-from replicator.verify_rows import Scope
+from replicator.verify_rows import Scope, merged_ranges
 
 BREAKS_MAX = 10_000
 
@@ -31,17 +31,13 @@ def breaks(
     sums: DeclaredSums,
     scope: Scope,
 ) -> list[Break]:
-    """Groups that differ, at most BREAKS_MAX. Nothing where retention or a TTL has cut the history short."""
-    if scope.low > 1:
-        return []
+    """Groups that differ, at most BREAKS_MAX."""
     schema = history[-1]
     columns = {column.name: column for column in schema.columns}
     summed = [columns[name] for name in sums.columns]
     by = [columns[name] for name in sums.by]
-    ours = _by_group(session.rows(_log_sql(history, by, summed, scope.checkpoint)), len(by))
-    theirs = _by_group(
-        sink.rows(_sink_sql(schema, by, summed), {"pipeline": pipeline, "last": scope.checkpoint}), len(by)
-    )
+    ours = _by_group(session.rows(_log_sql(history, by, summed, scope)), len(by))
+    theirs = _by_group(sink.rows(_sink_sql(schema, by, summed, scope), {"pipeline": pipeline}), len(by))
     found: list[Break] = []
     for group in ours.keys() | theirs.keys():
         found += _compared(ours.get(group), theirs.get(group), sums)
@@ -82,15 +78,23 @@ def _hashed(columns: Sequence[Column]) -> list[HashedColumn]:
     return [HashedColumn(name=column.name, type=column.type) for column in columns]
 
 
-def _log_sql(history: Sequence[TableSchema], by: Sequence[Column], summed: Sequence[Column], checkpoint: int) -> str:
+def _compared_offsets(scope: Scope, column: str) -> str:
+    """The offsets that both sides hold, as a condition: what is parked or discarded is missing in one of them."""
+    wanted = f"{column} between {scope.offsets.first:d} and {scope.offsets.last:d}"
+    left_out = (f" and {column} not between {r.first:d} and {r.last:d}" for r in merged_ranges(scope.known))
+    return wanted + "".join(left_out)
+
+
+def _log_sql(history: Sequence[TableSchema], by: Sequence[Column], summed: Sequence[Column], scope: Scope) -> str:
     group = row_hash_duckdb(_hashed(by)) if by else "0::ubigint"
     names = [f"any_value({quote(column.name)})::varchar" for column in by]
     totals = [f"sum({quote(column.name)})::varchar" for column in summed]
     columns = ", ".join([f"{group} as g", *names, "count(*)::varchar", *totals])
-    return f"select {columns} from ({as_of_sql(history, str(checkpoint))}) group by g"
+    rows = as_of_sql(history, str(scope.offsets.last), _compared_offsets(scope, "log_offset"))
+    return f"select {columns} from ({rows}) group by g"
 
 
-def _sink_sql(schema: TableSchema, by: Sequence[Column], summed: Sequence[Column]) -> str:
+def _sink_sql(schema: TableSchema, by: Sequence[Column], summed: Sequence[Column], scope: Scope) -> str:
     group = row_hash_clickhouse(_hashed(by)) if by else "toUInt64(0)"
     names = [f"toString(any({quote_clickhouse(column.name)}))" for column in by]
     totals = [_total_clickhouse(column) for column in summed]
@@ -99,7 +103,7 @@ def _sink_sql(schema: TableSchema, by: Sequence[Column], summed: Sequence[Column
     taken = [f"{quote_clickhouse(name)} as c{place}" for place, name in enumerate(wanted)]
     rows = (
         f"select {', '.join([*key, *taken])}, _version, _op from {quote_clickhouse(schema.log_name)} final "
-        "where _pipeline = {pipeline:String} and _offset <= {last:Int64}"
+        f"where _pipeline = {{pipeline:String}} and {_compared_offsets(scope, '_offset')}"
     )
     # argMax skips NULL unless it comes in a tuple
     latest = [f"argMax(tuple(c{place}), _version).1 as {quote_clickhouse(name)}" for place, name in enumerate(wanted)]

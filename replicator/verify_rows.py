@@ -279,6 +279,17 @@ class RowComparison:
             self._take(lane, offsets, [Fault(side=Side.SINK, kind=Difference.DOUBLED, offsets=doubled)])
 
 
+def merged_ranges(ranges: Sequence[OffsetRange]) -> list[OffsetRange]:
+    """The same offsets in as few ranges as they take, in order: of many parked rows most lie side by side."""
+    found: list[OffsetRange] = []
+    for each in sorted(ranges, key=lambda r: r.first):
+        if found and each.first <= found[-1].last + 1:
+            found[-1] = OffsetRange(first=found[-1].first, last=max(found[-1].last, each.last))
+        else:
+            found.append(each)
+    return found
+
+
 def _at_once(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
     """Neighbours that are asked for in one query."""
     some: list[Segment] = []

@@ -22,6 +22,7 @@ from replicator.schema import TableSchema, quote, quote_clickhouse
 from replicator.sink import ClickHouseSink
 from replicator.typed import key_sql
 from replicator.verify_report import StateFault
+from replicator.verify_rows import merged_ranges
 
 KEYS_PER_BUCKET = 64
 BUCKETS_MIN, BUCKETS_MAX = 256, 65_536
@@ -255,7 +256,7 @@ class StateComparison:
         )
 
     def _not_known(self) -> str:
-        return "".join(f" and _offset not between {r.first:d} and {r.last:d}" for r in self.known)
+        return "".join(f" and _offset not between {r.first:d} and {r.last:d}" for r in merged_ranges(self.known))
 
 
 def _kind(truth: _Truth, shown: _Shown | None) -> Difference | None:

@@ -19,6 +19,7 @@ TRADES = """
 [[tables]]
 name = "trades"
 key = ["trade_id"]
+sums = ["n"]
 [tables.columns]
 trade_id = "VARCHAR"
 n = "BIGINT"
@@ -67,6 +68,24 @@ def test_it_is_set_changed_and_removed_at_the_start_and_never_on_current_rows(ro
     assert set(ttls(room)) == {"trades_log"} and "Year" in ttls(room)["trades_log"]
     restart(room, 3)
     assert ttls(room)["trades_log"] == "toDateTime(_logged_at) + toIntervalDay(3)"
+
+
+def test_declared_sums_are_compared_where_the_history_has_expired(room: ServiceRoom) -> None:
+    room.start()
+    for last in (30, 60):
+        room.add(last - 29, last)
+        room.wait_delivered(last)
+    room.rows("update change_log set logged_at = logged_at - interval 10 day where log_offset <= 30")
+    room.asked("delete from {d}.trades_log where _offset <= 30")  # as the TTL does
+    restart(room, 2)
+    jobs = Jobs(database=room.service.database, stop=room.service.stop)
+    verification = Verification(service=room.service, jobs=jobs)
+    done = verification.run(Task(request=VerifyRequest()))
+    assert done["mismatches"] == 0 and done["rows"] == 31
+    room.asked("alter table {d}.trades_log update n = n + 5 where _offset = 50 settings mutations_sync = 2")
+    [trades] = [t for t in verification.run(Task(request=VerifyRequest()))["tables"] if t["table"] == "trades"]
+    [found] = trades["breaks"]
+    assert int(found["sink"]) == int(found["log"]) + 5
 
 
 def test_what_has_expired_is_neither_a_mismatch_nor_a_loss(room: ServiceRoom) -> None:
