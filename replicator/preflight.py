@@ -145,6 +145,8 @@ def _clickhouse_warnings(sink: Any, settings: Settings, version: str) -> list[st
     if version_of(version) < CLICKHOUSE_VERSION_MIN:
         wanted = ".".join(map(str, CLICKHOUSE_VERSION_MIN))
         warnings.append(f"version {version} is older than {wanted}, the oldest we know to keep our promises")
+    if why := sink.why_not_exchanged():
+        warnings.append(f"`replicator rebuild` is not possible: {why}")
     missing = [what for what in clickhouse_needs(settings) if not _granted(sink, what)]
     warnings += [f"missing grant: {what}" for what in missing]
     return warnings

@@ -113,8 +113,8 @@ class Rebuilder:
 
     def _in_sink(self, shape: Shape, low: int) -> tuple[int, list[str]]:
         """Rows below ``low`` that the old table has, and what stands against replacing it."""
-        if not self.swap.is_atomic():
-            return 0, ["the database is not of the engine Atomic: its tables cannot change places in one step"]
+        if why := self.sink.why_not_exchanged():
+            return 0, [why]
         old, existing = shape.old, self.sink.columns_of([shape.old.log_name, shape.old.state_name])
         problems, held = [], 0
         where = {"pipeline": self.pipeline, "low": low}

@@ -18,7 +18,11 @@ from replicator.sink import ClickHouseSink
 
 COPYING, EXCHANGING, KEPT, DROPPED, ABANDONED = "copying", "exchanging", "kept", "dropped", "abandoned"
 NO_LIMIT = {"max_table_size_to_drop": 0}
-ATOMIC = ("Atomic", "Replicated")
+IDENTITY = (
+    "if(uuid = toUUID('00000000-0000-0000-0000-000000000000'), extract(data_paths[1], '([0-9a-f-]{36})/$'), "
+    "toString(uuid))"
+)
+"""A table's UUID; an Overlay shows it in the path only."""
 
 
 @frozen(kw_only=True)
@@ -89,7 +93,7 @@ class Swap:
     def uuids(self, *names: str) -> dict[str, str]:
         """By name, of those that exist."""
         sql = (
-            "select name, toString(uuid) from system.tables where database = currentDatabase() "
+            f"select name, {IDENTITY} from system.tables where database = currentDatabase() "
             "and name in {names:Array(String)}"
         )
         return dict(self.sink.rows(sql, {"names": list(names)}))
@@ -128,8 +132,3 @@ class Swap:
         kept = tuple(column for column in schema.columns if column.name in held)
         if held and kept:
             self.sink.command(sink_ddl.create_view(evolve(schema, columns=kept)))
-
-    def is_atomic(self) -> bool:
-        """Whether the database can exchange two tables in one step."""
-        sql = "select engine from system.databases where name = currentDatabase()"
-        return self.sink.scalar(sql) in ATOMIC

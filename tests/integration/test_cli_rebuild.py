@@ -82,8 +82,51 @@ def test_an_edit_that_a_start_refuses_is_taken_by_a_rebuild_without_a_service(
     assert orders(clickhouse_server, clickhouse_database) == list(range(1, 61))
 
 
-@pytest.mark.parametrize("step", ["rebuild.copied", "rebuild.inside@1", "rebuild.inside@2", "rebuild.inside@3"])
+STEPS = ("rebuild.copied", "rebuild.inside@1", "rebuild.inside@2", "rebuild.inside@3")
+
+
+@pytest.mark.parametrize("step", STEPS)
 def test_a_kill_at_any_step_is_settled_by_the_next_start(
+    replicator: Replicator, source: redis.Redis, clickhouse_server: ClickHouse, clickhouse_database: str, step: str
+) -> None:
+    killed_and_settled(replicator, source, clickhouse_server, clickhouse_database, step)
+
+
+@pytest.mark.parametrize("step", STEPS[1:])
+def test_a_kill_is_settled_in_the_default_database_too(
+    replicator: Replicator, source: redis.Redis, clickhouse_server: ClickHouse, step: str
+) -> None:
+    """chDB's is of the engine Overlay, where `replicator stack` and the shipped configuration put their tables."""
+    replicator.database = "default"
+    try:
+        killed_and_settled(replicator, source, clickhouse_server, "default", step)
+    finally:
+        replicator.kill()
+        for kind in ("view", "table"):  # the feed before what it feeds
+            like = "like '%View'" if kind == "view" else "not like '%View'"
+            sql = f"select name from system.tables where database = 'default' and engine {like}"
+            for name in clickhouse_server.execute(sql).split():
+                clickhouse_server.execute(f"drop {kind} default.{name} sync")
+
+
+def test_a_database_whose_tables_cannot_change_places_is_named_with_what_to_do(
+    replicator: Replicator, source: redis.Redis, clickhouse_server: ClickHouse, clickhouse_database: str
+) -> None:
+    clickhouse_server.execute(f"drop database {clickhouse_database}")
+    clickhouse_server.execute(f"create database {clickhouse_database} engine = Memory")
+    replicator.configure(streams='["orders"]', sections=ORDERS)
+    told = replicator.command("check")
+    assert f"database {clickhouse_database} is of the engine Memory" in told.out
+    replicator.start()
+    send(source, 1, 5)
+    delivered(replicator, 5)
+    refused = replicator.command("rebuild", "orders", "--yes")
+    assert refused.code == 3
+    assert f"database {clickhouse_database} is of the engine Memory" in refused.err
+    assert "[clickhouse] database" in refused.err
+
+
+def killed_and_settled(
     replicator: Replicator, source: redis.Redis, clickhouse_server: ClickHouse, clickhouse_database: str, step: str
 ) -> None:
     name, _, nth = step.partition("@")
