@@ -96,14 +96,34 @@ def _show_state(found: dict[str, Any]) -> None:
         click.echo("  → there are more: raise --limit, or ask with --key", err=True)
 
 
+# ── a trace, for people ──
+
+
 def _show_trace(found: dict[str, Any]) -> None:
-    for change in found["changes"]:
-        _show_change(change)
+    if len(found["changes"]) == 1:
+        _show_change(found["changes"][0])
+    elif found["changes"]:
+        table(("offset", "table", "op", "key", "logged", "delivered"), [_line(change) for change in found["changes"]])
+        click.echo("  → name an offset for all that is known of it", err=True)
     for entry in found["rejected"]:
         reason = printable(entry["reason"])
         click.echo(f"rejected entry {entry['id']} ({entry['status']}) at {entry['rejected_at']}: {reason}")
     if found["more"]:
         click.echo("  → there are older ones: name an offset, or a --table", err=True)
+
+
+def _line(change: dict[str, Any]) -> list[Any]:
+    """One of many changes."""
+    batch, parked = change["batch"], [f for f in change["failed_syncs"] if f["status"] != "resolved"]
+    if parked:
+        standing = f"parked ({parked[-1]['status']})"
+    elif batch is None or not batch["delivered_at"]:
+        standing = "not yet" if batch is None or not change["failed_syncs"] else "once parked, now resolved"
+    else:
+        standing = f"delivered {batch['delivered_at']}"
+    current = ", the current row" if change["sink"].get("current") else ""
+    names = ("offset", "table", "op", "key", "logged_at")
+    return [*(change[name] for name in names), f"{standing}{current}"]
 
 
 def _show_change(change: dict[str, Any]) -> None:
@@ -113,23 +133,45 @@ def _show_change(change: dict[str, Any]) -> None:
     event = f", id {printable(change['event_id'])}" if change["event_id"] else ""
     click.echo(f"  produced   {change['event_at'] or '(no time given)'}  {entry}{event}")
     click.echo(f"  logged     {change['logged_at']}")
-    batch, sink = change["batch"], change["sink"]
-    if batch is None:
-        click.echo("  batch      not cut yet")
-    else:
-        span = f"{batch['first_offset']}..{batch['last_offset']} ({batch['rows']} rows, send {batch['send_seq']})"
-        click.echo(f"  frozen     {batch['frozen_at']}  batch {span}")
-        click.echo(f"  delivered  {batch['delivered_at'] or 'not yet'}")
-    for failed in change["failed_syncs"]:
-        why = printable(failed["error_message"] or "")
-        click.echo(
-            f"  parked     {failed['first_failed_at']}  {failed['status']}, {failed['attempts']} attempts: {why}"
-        )
+    _show_batch(change)
+    sink = change["sink"]
     if "error" in sink:
         click.echo(f"  ClickHouse does not say: {printable(sink['error'])}")
         return
-    if sink["ledger"]:
-        click.echo(f"  recorded   {sink['ledger']['delivered_at']}  query {sink['ledger']['query_id'] or '(none)'}")
-    sends = ", ".join(sink["sends"]) or "not there"
+    for each in sink["attempts"] or ():
+        failed = "" if each["outcome"] == "done" else f" failed, code {each['error_code'] or 'unknown'}"
+        span = f"{each['first_offset']}..{each['last_offset']}"
+        sent = f"{span}, {_send(each['send'])}, attempt {each['attempt']}{failed}"
+        click.echo(f"  sent       {each['at']}  {sent}, query {each['query_id']}")
+    ledger = sink["ledger"]
+    if ledger:
+        query = f"query {ledger['query_id']}" if ledger["query_id"] else "its query is not known"
+        click.echo(f"  recorded   {ledger['delivered_at']}  {'as parked' if ledger['status'] == 'parked' else query}")
+    sends = ", ".join(map(_send, sink["sends"])) or "not there"
     current = {True: ", its key's current row", False: ", not its key's current row", None: ""}[sink["current"]]
-    click.echo(f"  in sink    send {sends}{current}")
+    click.echo(f"  in sink    {sends}{current}")
+
+
+def _show_batch(change: dict[str, Any]) -> None:
+    """From the batch's record to its delivery, or to where it is parked."""
+    batch = change["batch"]
+    if batch is None:
+        click.echo("  batch      not cut yet")
+        return
+    span = f"{batch['first_offset']}..{batch['last_offset']} ({batch['rows']} rows, send {batch['send_seq']})"
+    click.echo(f"  frozen     {batch['frozen_at']}  batch {span}")
+    for failed in change["failed_syncs"]:
+        why = printable(failed["error_message"] or "")
+        tries = f"{failed['attempts']} attempts, the last at {failed['last_failed_at']}"
+        click.echo(f"  parked     {failed['first_failed_at']}  {failed['status']}, {tries}: {why}")
+    if batch["delivered_at"]:
+        nth = f"  attempt {batch['attempt']}" if batch["attempt"] and not change["failed_syncs"] else ""
+        click.echo(f"  delivered  {batch['delivered_at']}{nth}")
+    elif not change["failed_syncs"]:
+        click.echo("  delivered  not yet")
+
+
+def _send(text: str) -> str:
+    """A send as its number; the first timeline goes without saying."""
+    timeline, number = int(text) >> 48, int(text) & ((1 << 48) - 1)
+    return f"send {number}" if timeline < 2 else f"send {number} of timeline {timeline}"

@@ -37,7 +37,8 @@ def take_outcome(deliver: Deliver, state: LaneState, batch: Batch, redrive: Redr
 
 
 def _delivered(deliver: Deliver, state: LaneState, batch: Batch, redrive: Redrive | None, outcome: Outcome) -> None:
-    deliver.recorder.add(Sent(state=state, batch=batch, outcome=outcome, redrive=redrive))
+    recorded = evolve(batch, attempt=state.trial(batch).retries + 1)
+    deliver.recorder.add(Sent(state=state, batch=recorded, outcome=outcome, redrive=redrive))
     if redrive is not None:
         failpoint("redrive.after_send")
         state.redrives.remove(redrive)

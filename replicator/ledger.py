@@ -16,6 +16,8 @@ from attrs import define, evolve, field, frozen
 from replicator.database import Database, Session, now, quote, statement
 from replicator.model import Batch, Checksum, FailedSync, Failure, OffsetRange, ParkReason
 
+_DELIVERED = "update sync_batches set delivered_at = ?, attempt = ? where batch_id = ?"
+
 
 @frozen(kw_only=True)
 class NewBatch:
@@ -108,7 +110,7 @@ class Ledger:
             batches = [self._numbered(new, place) for place, new in enumerate(frozen, start=1)]
             with session.transaction():
                 for batch in delivered:
-                    session.execute("update sync_batches set delivered_at = ? where batch_id = ?", [at, batch.batch_id])
+                    session.execute(_DELIVERED, [at, batch.attempt, batch.batch_id])
                     _move_checkpoint(session, batch.lane, batch.offsets.last, at)
                 for lane, offset in idle.items():
                     _move_checkpoint(session, lane, offset, at)
@@ -153,7 +155,7 @@ class Ledger:
             assert found is not None
             if failure.reason is ParkReason.REJECTED:
                 _copy_parked(session, found[0], batch.lane, batch.offsets)
-            session.execute("update sync_batches set delivered_at = ? where batch_id = ?", [at, batch.batch_id])
+            session.execute(_DELIVERED, [at, failure.attempts, batch.batch_id])
             _move_checkpoint(session, batch.lane, batch.offsets.last, at)
 
     def resolve(self, session: Session, failed: FailedSync) -> None:

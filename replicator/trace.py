@@ -31,6 +31,8 @@ FAILED = (
 )  # fmt: skip
 REJECTED = ("id", "stream", "entry_id", "entry_row", "reason", "rejected_at", "status")
 LEDGER = ("status", "query_id", "send_seq", "timeline", "delivered_at")
+ATTEMPT = ("at", "send", "attempt", "first_offset", "last_offset", "outcome", "error_code", "query_id")
+ATTEMPTS_MAX = 50
 Answer = dict[str, Any]
 
 
@@ -50,14 +52,15 @@ class Tracer:
         where = {"offset": number, "text": text, "table": table, "limit": CHANGES_MAX + 1}
         rows = self.session.rows(statement("trace/changes"), where)
         rejected = self.session.rows(statement("trace/rejected"), {"text": text, "limit": CHANGES_MAX})
+        alone = len(rows) == 1
         return {
             "asked": text,
-            "changes": [self._change(row) for row in rows[:CHANGES_MAX]],
+            "changes": [self._change(row, alone=alone) for row in rows[:CHANGES_MAX]],
             "more": len(rows) > CHANGES_MAX,
             "rejected": [named(REJECTED, row) for row in rejected],
         }
 
-    def _change(self, row: Sequence[Any]) -> Answer:
+    def _change(self, row: Sequence[Any], *, alone: bool) -> Answer:
         change = named(CHANGE, row)
         lane = GENERIC_LANE if change["schema_version"] == 0 else change["table"]
         where = {"lane": lane, "offset": change["offset"]}
@@ -66,12 +69,15 @@ class Tracer:
         change["batch"] = None if batch is None else named(BATCH, batch)
         change["failed_syncs"] = [named(FAILED, each) for each in failed]
         try:
-            change["sink"] = self._in_sink(lane, change, batch)
+            change["sink"] = self._in_sink(lane, change)
+            change["sink"]["attempts"] = self._attempts(lane, change) if alone else None
         except ReplicatorError as error:
             change["sink"] = {"error": error.message}
+        if change["batch"] is not None and change["failed_syncs"]:
+            change["batch"]["delivered_at"] = _delivered_at(change)
         return change
 
-    def _in_sink(self, lane: str, change: Answer, batch: Sequence[Any] | None) -> Answer:
+    def _in_sink(self, lane: str, change: Answer) -> Answer:
         found = self.catalog.lane(lane, change["schema_version"])
         where = {"pipeline": self.pipeline, "offset": change["offset"]}
         sends = self.sink.rows(
@@ -82,16 +88,31 @@ class Tracer:
         return {
             "sends": [send for (send,) in sends],
             "current": None if lane == GENERIC_LANE else self._is_current(lane, change),
-            "ledger": None if batch is None else self._ledger(lane, batch[0], batch[1]),
+            "ledger": self._ledger(lane, change["offset"]),
         }
 
-    def _ledger(self, lane: str, first: int, last: int) -> Answer | None:
+    def _ledger(self, lane: str, offset: int) -> Answer | None:
+        """What the sink's ledger says of the offset; a parked range's row stays beside that of a later delivery."""
         rows = self.sink.rows(
             f"select {', '.join(LEDGER)} from replicator_batches final where pipeline = {{pipeline:String}} "
-            "and table_name = {lane:String} and first_offset = {first:Int64} and last_offset = {last:Int64}",
-            {"pipeline": self.pipeline, "lane": lane, "first": first, "last": last},
+            "and table_name = {lane:String} and first_offset <= {offset:Int64} and last_offset >= {offset:Int64} "
+            "order by status = 'parked', delivered_at desc limit 1",
+            {"pipeline": self.pipeline, "lane": lane, "offset": offset},
         )
         return named(LEDGER, rows[0]) if rows else None
+
+    def _attempts(self, lane: str, change: Answer) -> list[Answer] | None:
+        """Every insert of the offset that ClickHouse's query_log still knows; None where it has none that we may read."""
+        where = {
+            "prefix": f"{self.pipeline}/{self.catalog.lane(lane, change['schema_version']).target}/",
+            "since": change["logged_at"][:10],
+            "offset": change["offset"],
+        }
+        try:
+            rows = self.sink.rows(statement("trace/attempts"), {**where, "limit": ATTEMPTS_MAX})
+        except ReplicatorError:
+            return None
+        return [named(ATTEMPT, row) for row in rows]
 
     def _is_current(self, lane: str, change: Answer) -> bool:
         """Whether T shows this change as its key's current row."""
@@ -100,6 +121,15 @@ class Tracer:
             f"select count() from {state} final where _pipeline = {{pipeline:String}} and _version = {{version:UInt64}}"
         )
         return bool(self.sink.scalar(sql, {"pipeline": self.pipeline, "version": int(change["version"])}))
+
+
+def _delivered_at(change: Answer) -> str | None:
+    """When a change that was parked came in: its batch's record has the time of the parking."""
+    if any(failed["status"] != "resolved" for failed in change["failed_syncs"]):
+        return None
+    ledger: Answer = change["sink"].get("ledger") or {}
+    delivered_at: str | None = ledger.get("delivered_at") if ledger.get("status") == "delivered" else None
+    return delivered_at
 
 
 def named(names: Sequence[str], values: Sequence[Any]) -> Answer:

@@ -7,6 +7,8 @@ import json
 import redis
 from replicator_process import Replicator
 
+from replicator.embedded.clickhouse import ClickHouse
+
 TABLES = """
 [serve]
 port = 0
@@ -75,6 +77,59 @@ def test_trace_tells_the_whole_way_of_a_change(replicator: Replicator, source: r
     by_entry = replicator.command("trace", change["entry_id"], "--json").json["changes"]
     assert [each["offset"] for each in by_entry] == [3]
     assert replicator.command("trace", "nothing-of-that-name").code == 2
+
+
+def test_trace_names_every_attempt_with_its_time_and_its_query_and_replays_too(
+    replicator: Replicator, source: redis.Redis, clickhouse_server: ClickHouse
+) -> None:
+    filled(replicator, source)
+    assert replicator.command("replay", "--from", "3").code == 0
+    clickhouse_server.execute("system flush logs")
+    found = replicator.command("trace", "3", "--json").json["changes"][0]
+    attempts = found["sink"]["attempts"]
+    assert found["batch"]["attempt"] == 1
+    assert [(each["attempt"], each["outcome"]) for each in attempts] == [(1, "done"), (1, "done")]
+    assert attempts[0]["query_id"] == found["sink"]["ledger"]["query_id"] != attempts[1]["query_id"]
+    assert attempts[1]["send"] in found["sink"]["sends"]
+    shown = replicator.command("trace", "3").out
+    assert all(each["query_id"] in shown and each["at"] in shown for each in attempts)
+    assert "delivered" in shown and "attempt 1" in shown
+
+
+def test_trace_shows_a_key_with_many_changes_one_line_each(replicator: Replicator, source: redis.Redis) -> None:
+    filled(replicator, source)
+    lines = replicator.command("trace", "T1").out.splitlines()
+    assert len(lines) <= 4 + 3, "a header, and four changes"
+    assert sum("delivered" in line for line in lines[2:]) == 4
+    assert sum("current" in line for line in lines) == 0, "T1 is deleted"
+
+
+def test_trace_never_says_that_what_is_parked_was_delivered(
+    replicator: Replicator, source: redis.Redis, clickhouse_server: ClickHouse, clickhouse_database: str
+) -> None:
+    filled(replicator, source)
+    table = f"{clickhouse_database}.trades_log"
+    clickhouse_server.execute(f"alter table {table} add constraint c check quantity is null or quantity != 13")
+    for quantity in (12, 13, 14):
+        source.xadd("trades", {"data": json.dumps({"trade_id": "T9", "price": "1", "quantity": quantity})})
+    replicator.until_status(lambda r: r["failed_syncs"]["open"] == 1, "a row is parked")
+    change = replicator.command("trace", "7", "--json").json["changes"][0]
+    assert change["batch"]["delivered_at"] is None
+    assert change["failed_syncs"][0]["status"] == "open"
+    shown = replicator.command("trace", "7").out
+    assert "parked" in shown and "delivered" not in shown and "(none)" not in shown
+    many = [line for line in replicator.command("trace", "T9").out.splitlines() if " T9 " in line]
+    assert ["parked" in line for line in many] == [False, True, False]
+    clickhouse_server.execute(f"alter table {table} drop constraint c")
+    assert replicator.command("failed", "retry", str(change["failed_syncs"][0]["id"])).code == 0
+    replicator.until_status(lambda r: r["failed_syncs"]["open"] == 0, "it is delivered")
+    change = replicator.command("trace", "7", "--json").json["changes"][0]
+    assert (
+        change["batch"]["delivered_at"]
+        == change["sink"]["ledger"]["delivered_at"]
+        > change["failed_syncs"][0]["last_failed_at"]
+    )
+    assert "resolved" in (shown := replicator.command("trace", "7").out) and "delivered" in shown
 
 
 def test_trace_answers_from_the_file_and_says_that_clickhouse_does_not(

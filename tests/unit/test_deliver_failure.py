@@ -27,6 +27,15 @@ def test_an_outage_shorter_than_the_ladder_parks_nothing(room: LogRoom, server: 
     assert room.failed() == []
 
 
+def test_a_batchs_record_says_at_which_attempt_it_came_in(room: LogRoom, server: FakeClickHouse) -> None:
+    server.meet = Script({"change_log": [Fault.REFUSED, Fault.OVERLOADED]})
+    room.append(50)
+    room.until(delivered(room, server))
+    room.append(50)
+    room.until(delivered(room, server))
+    assert room.deliver.session.rows("select attempt from sync_batches order by first_offset") == [(3,), (1,)]
+
+
 def test_an_outage_longer_than_the_ladder_parks_one_batch_per_lane_and_redrives_it_first(
     room: LogRoom, server: FakeClickHouse
 ) -> None:
