@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -54,6 +54,9 @@ class Job:
     result: dict[str, Any] | None = None
     error: ReplicatorError | None = None
     cancelled: bool = False
+    yields: bool = False
+    """Whether it was begun by the schedule, and ends for what somebody asks for."""
+    ended: threading.Event = field(factory=threading.Event)
     started_at: float = field(factory=time.time)
 
     def as_json(self) -> dict[str, Any]:
@@ -94,15 +97,20 @@ class Jobs:
 
     def start(self, kind: str, work: Work) -> Job:
         """Begin a job in a thread of its own. Raises UsageError while one runs that it would disturb."""
-        job = self._taken(kind)
-        threading.Thread(target=self._run, args=(job, work), name=f"{kind}-job", daemon=True).start()
+        job, before = self._taken(kind)
+        threading.Thread(target=self._run, args=(job, work, before), name=f"{kind}-job", daemon=True).start()
         return job
 
-    def run(self, kind: str, work: Work, watch: Callable[[Progress], None] = lambda _: None) -> dict[str, Any]:
-        """Do it here and now; ``watch`` is called as it goes on. Raises what it raises."""
-        job = self._taken(kind)
+    def run(
+        self, kind: str, work: Work, watch: Callable[[Progress], None] = lambda _: None, *, yields: bool = False
+    ) -> dict[str, Any]:
+        """Do it here and now; ``watch`` is called as it goes on. Raises what it raises.
+
+        With ``yields`` it is ended, as if cancelled, as soon as somebody asks for what it would be in the way of.
+        """
+        job, before = self._taken(kind, yields=yields)
         job.progress.watch = lambda: watch(job.progress)
-        self._run(job, work)
+        self._run(job, work, before)
         if job.error is not None:
             raise job.error
         assert job.result is not None
@@ -130,20 +138,32 @@ class Jobs:
             if left <= 0:
                 return
             self.stop.wait(min(left, 0.5))
-        raise Cancelled(f"the {NOUNS[job.kind]} was cancelled" if job.cancelled else "the service stops")
+        how = "made room for one that was asked for" if job.yields else "was cancelled"
+        raise Cancelled(f"the {NOUNS[job.kind]} {how}" if job.cancelled else "the service stops")
 
-    def _taken(self, kind: str) -> Job:
+    def _taken(self, kind: str, *, yields: bool = False) -> tuple[Job, list[Job]]:
+        """The new job, and those of the schedule that it has to see the end of."""
         with self._lock:
-            for other in self.latest.values():
-                if other.state == "running" and other.kind not in BESIDE[kind]:
-                    raise UsageError(
-                        f"a {NOUNS[other.kind]} is running already", hint="wait for it, or cancel it", code="busy"
-                    )
-            job = self.latest[kind] = Job(kind=kind)
+            running = [other for other in self.latest.values() if other.state == "running"]
+            others = [other for other in running if other.kind not in BESIDE[kind]]
+            for other in others:
+                if yields or not other.yields:
+                    raise UsageError(f"a {NOUNS[other.kind]} is running already", hint=_how_to_end(other), code="busy")
+            for other in others:
+                other.cancelled = True
+            job = self.latest[kind] = Job(kind=kind, yields=yields)
             self.recent.append(job)
-            return job
+            return job, others
 
-    def _run(self, job: Job, work: Work) -> None:
+    def _run(self, job: Job, work: Work, before: Sequence[Job]) -> None:
+        try:
+            for other in before:
+                other.ended.wait()
+            self._run_alone(job, work)
+        finally:
+            job.ended.set()
+
+    def _run_alone(self, job: Job, work: Work) -> None:
         with nullcontext() if job.kind in ONE_TRANSACTION else self.pins.hold(f"the {NOUNS[job.kind]}"):
             self._run_pinned(job, work)
 
@@ -162,3 +182,7 @@ class Jobs:
             log.exception("job_failed", job=job.kind)
         finally:
             session.close()
+
+
+def _how_to_end(job: Job) -> str:
+    return f"wait for it, or end it: Ctrl-C where it was begun, or POST /api/v1/{job.kind}/{job.id}/cancel"

@@ -46,7 +46,7 @@ class Task:
     dry_run: bool = False
     actor: str = ""
     paced: bool = False
-    """Whether it waits between its queries for as long as they take."""
+    """Whether it waits between its queries for as long as they take, and makes room for what somebody asks for."""
 
 
 @define
@@ -63,7 +63,7 @@ class Verification:
 
     def run(self, task: Task, watch: Callable[[Progress], None] = lambda _: None) -> dict[str, Any]:
         """Run a task here and now; ``watch`` is called as it goes on. Raises what it raises."""
-        return self.jobs.run(VERIFY, partial(self._result, task), watch)
+        return self.jobs.run(VERIFY, partial(self._result, task), watch, yields=task.paced)
 
     def _result(self, task: Task, session: Session, job: Job) -> dict[str, Any]:
         verifier = self.verifier(session)
