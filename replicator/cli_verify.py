@@ -12,6 +12,7 @@ import click
 from replicator.cli_answer import (
     answer,
     confirm,
+    counted,
     dry_run_option,
     json_option,
     printable,
@@ -97,8 +98,10 @@ def _show(report: dict[str, Any]) -> None:
         _show_table(found)
     for problem in report["problems"]:
         _show_problem(problem)
-    verdict = f"{report['mismatches']:,} mismatches" if report["mismatches"] else "log and sink agree"
-    click.echo(f"{verdict}: {report['rows']:,} rows compared in {report['seconds']:.1f} s")
+    for note in report["notes"]:
+        click.echo(f"note: {printable(note)}")
+    verdict = counted(report["mismatches"], "mismatch", "mismatches") if report["mismatches"] else "log and sink agree"
+    click.echo(f"{verdict}: {counted(report['rows'], 'row')} compared in {report['seconds']:.1f} s")
 
 
 def _span(first: int | None, last: int | None) -> str:
@@ -109,18 +112,25 @@ def _show_table(found: dict[str, Any]) -> None:
     name = found["table"]
     for fault in found["faults"]:
         ranges = ", ".join(str(a) if a == b else f"{a}..{b}" for a, b in fault["ranges"][:SHOWN_MAX])
-        click.echo(f"{name}: {fault['rows']:,} rows {fault['kind']}, {_blame(fault['side'])}: offsets {ranges}")
+        click.echo(
+            f"{name}: {counted(fault['rows'], 'row')} {fault['kind']}, {_blame(fault['side'])}: offsets {ranges}"
+        )
     for row in found["rows_at_fault"][:SHOWN_MAX]:
         for column, sides in row["columns"].items():
-            log, sink = printable(str(sides["log"])), printable(str(sides["sink"]))
+            log, sink = _value(sides["log"]), _value(sides["sink"])
             click.echo(f"  {row['offset']} {printable(row['key'] or '')} {column}: log {log}, sink {sink}")
     for key in found["state"][:SHOWN_MAX]:
         click.echo(f"{name}: current row of key {printable(str(key['key']))} is {key['kind']}, {_blame(key['side'])}")
     for each in found["breaks"][:SHOWN_MAX]:
-        group = ", ".join(f"{n} {printable(str(v))}" for n, v in each["group"].items()) or "all"
-        click.echo(f"{name}: break in {each['column']} of {group}: log {each['log']}, sink {each['sink']}")
+        group = ", ".join(f"{n} {_value(v)}" for n, v in each["group"].items()) or "all"
+        log, sink = (side or "absent" for side in (each["log"], each["sink"]))
+        click.echo(f"{name}: break in {each['column']} of {group}: log {log}, sink {sink}")
     for problem in found["problems"]:
         _show_problem(problem)
+
+
+def _value(text: str | None) -> str:
+    return "NULL" if text is None else printable(text)
 
 
 def _blame(side: str) -> str:
@@ -139,15 +149,15 @@ def _show_repair(report: dict[str, Any]) -> None:
     would = "would be " if report["dry_run"] else ""
     for each in plan["tables"]:
         parts = [
-            f"{each[name]:,} {words}"
-            for name, words in (
-                ("send_again", f"rows {would}sent again"),
-                ("remove_from_sink", f"rows {would}archived and removed from ClickHouse"),
-                ("fetch_into_log", f"changes {would}fetched back into the log"),
-                ("remove_from_log", f"changes {would}archived and removed from the log"),
-                ("keys_in_sink", f"current rows {would}renewed in ClickHouse"),
-                ("keys_in_log", f"current rows {would}rebuilt in DuckDB"),
-                ("records", f"batch records {would}corrected"),
+            f"{counted(each[name], noun)} {would}{done}"
+            for name, noun, done in (
+                ("send_again", "row", "sent again"),
+                ("remove_from_sink", "row", "archived and removed from ClickHouse"),
+                ("fetch_into_log", "change", "fetched back into the log"),
+                ("remove_from_log", "change", "archived and removed from the log"),
+                ("keys_in_sink", "current row", "renewed in ClickHouse"),
+                ("keys_in_log", "current row", "rebuilt in DuckDB"),
+                ("records", "batch record", "corrected"),
             )
             if each[name]
         ]
@@ -156,6 +166,7 @@ def _show_repair(report: dict[str, Any]) -> None:
         click.echo(f"left alone: {printable(text)}")
     if report["after"] is not None:
         click.echo(
-            f"repaired: {report['sent_rows']:,} rows sent, {report['removed_rows']:,} removed, {report['log_rows']:,} put "
-            f"right in the log; {report['mismatches']:,} mismatches left"
+            f"repaired: {counted(report['sent_rows'], 'row')} sent, {report['removed_rows']:,} removed, "
+            f"{report['log_rows']:,} put right in the log; "
+            f"{counted(report['mismatches'], 'mismatch', 'mismatches')} left"
         )

@@ -80,6 +80,7 @@ class Repairer:
             state_rows=sink.state_rows + mender.state_rows,
             rounds=rounds,
             after=after,
+            plan=evolve(plan, left=plan_for(after).left),
         )
         effect = (
             f"{before.mismatches} mismatches: sent {report.sent_rows}, removed {report.removed_rows}, put right "

@@ -167,4 +167,18 @@ def _left(report: VerifyReport, problems: Sequence[Problem]) -> list[str]:
         for fault in table.faults
         if fault.side is Side.UNKNOWN
     ]
-    return left + [f"{p.invariant}: {p.detail}" for p in problems if p.invariant is Invariant.BEYOND]
+    left += [f"{p.invariant}: {p.detail}" for p in problems if p.invariant is Invariant.BEYOND]
+    return left + [_breaks_left(table) for table in report.tables if table.breaks and _breaks_alone(table)]
+
+
+def _breaks_alone(table: TableResult) -> bool:
+    """Whether the sums differ and nothing is at fault whose repair would mend them."""
+    return not (table.rows_at_fault or table.state or any(p.invariant is Invariant.EXISTS for p in table.problems))
+
+
+def _breaks_left(table: TableResult) -> str:
+    return (
+        f"{table.table}: {len(table.breaks)} of its declared sums differ, and no row or key was found at fault: compare "
+        "again with all offsets and without --quick, which takes the log for right; if they stay, "
+        f"`replicator rebuild {table.table}` makes the table anew from the log"
+    )

@@ -7,7 +7,7 @@ when sums differed and a second, closer look found it. Only reads: `repair` mend
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 
 import structlog
@@ -200,22 +200,24 @@ class Verifier:
             faults=tuple(comparison.faults),
             mismatches=tuple(sorted(comparison.mismatches, key=lambda m: m.offset)),
             problems=(*problems, *comparison.problems),
+            notes=tuple(_read_beyond(scope, comparison)),
         )
         schema = self.schema(name)
-        if schema is None or not request.whole:
+        if schema is None:
             return result
         try:
             return self._with_state(result, schema, scope, request, existing)
         except UNREADABLE:
             if not any(fault.side is Side.LOG for fault in comparison.faults):
                 raise
-            return result  # current rows follow from changes that cannot be read any more
+            unread = "current rows and sums were not compared: they follow from changes that cannot be read any more"
+            return evolve(result, notes=(*result.notes, unread))
 
     def _with_state(
         self, result: TableResult, schema: TableSchema, scope: Scope, request: VerifyRequest, existing: set[str]
     ) -> TableResult:
-        """The table's current rows too, which depend on all offsets."""
-        if request.state:
+        """The table's current rows too, which depend on all offsets, and its sums."""
+        if request.state and request.whole:
             state = StateComparison(
                 session=self.session,
                 sink=self.sink,
@@ -232,7 +234,7 @@ class Verifier:
         if request.breaks and declared and schema.log_name in existing:
             history = self.catalog.history(schema.name)
             found_breaks = breaks(self.session, self.sink, self.pipeline, history, declared, scope)
-            result = evolve(result, breaks=tuple(found_breaks))
+            result = evolve(result, breaks=tuple(found_breaks), notes=(*result.notes, *_sums_of(scope)))
         return result
 
     def _missing_tables(self, name: str, existing: set[str]) -> list[Problem]:
@@ -258,3 +260,23 @@ class Verifier:
             failed_table=self.failed_table,
             checkpoints=checkpoints,
         )
+
+
+def _read_beyond(scope: Scope, comparison: RowComparison) -> Iterator[str]:
+    """That whole batches are read, which reach beyond what was asked for."""
+    spans = [segment.offsets for segment in comparison.segments]
+    first = min((span.first for span in spans), default=scope.offsets.first)
+    last = max((span.last for span in spans), default=scope.offsets.last)
+    if first < scope.offsets.first or last > scope.offsets.last:
+        yield (
+            f"batches are compared whole: rows are those of {first}..{last}, differences those of {scope.offsets.first}.."
+            f"{scope.offsets.last}"
+        )
+
+
+def _sums_of(scope: Scope) -> Iterator[str]:
+    """Of which changes the declared sums are, where that is not all up to the checkpoint."""
+    first, last = scope.offsets.first, scope.offsets.last
+    if first > 1 or last < scope.checkpoint:
+        why = f"; {first} is the first offset that both sides still hold" if first == scope.low > 1 else ""
+        yield f"sums are those of keys that changed in {first}..{last}, no others{why}"

@@ -113,6 +113,8 @@ class TableResult:
     state: tuple[StateFault, ...] = ()
     breaks: tuple[Break, ...] = ()
     problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was not compared, or not of all offsets."""
 
     @property
     def rows_at_fault(self) -> int:
@@ -145,6 +147,22 @@ class VerifyReport:
         return len(self.problems) + sum(table.count for table in self.tables)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What this comparison left out, so that nobody takes it for more than it is."""
+        said = []
+        if not self.request.whole:
+            said.append(
+                "only some offsets were asked for: current rows (T), the ledger and checkpoints were not compared"
+            )
+        elif self.request.tables:
+            said.append(
+                "only some tables were asked for: the ledger, checkpoints and gapless offsets were not compared"
+            )
+        if not self.request.reread_log:
+            said.append("the log was not read again: the checksums frozen before sending were taken for it")
+        return (*said, *(f"{table.table}: {note}" for table in self.tables for note in table.notes))
+
+    @property
     def rows(self) -> int:
         return sum(table.rows for table in self.tables)
 
@@ -159,6 +177,7 @@ class VerifyReport:
             "log_reread": self.request.reread_log,
             "tables": [_table_json(table) for table in self.tables],
             "problems": [_problem_json(problem) for problem in self.problems],
+            "notes": list(self.notes),
         }
 
 

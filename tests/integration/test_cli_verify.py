@@ -58,6 +58,10 @@ def test_verify_without_a_service_opens_the_file(
     lose(clickhouse_server, clickhouse_database)
     found = replicator.command("verify", "--from", "8", "--json")
     assert (found.code, found.json["mismatches"]) == (4, 2)
+    assert "current rows (T)" in found.json["notes"][0]
+    shown = replicator.command("verify", "--from", "42", "--to", "42").out
+    assert "1 row missing" in shown and "note: only some offsets" in shown and "1 mismatch:" in shown
+    assert "note: change_log: batches are compared whole" in shown
     assert replicator.command("status", "--json").json["verify"]["last_at"] is None
     assert replicator.command("verify").code == 4
     assert replicator.command("status", "--json").json["verify"]["mismatches"] == 3

@@ -241,6 +241,47 @@ def test_declared_sums_that_break_are_named_by_group(room: VerifyRoom) -> None:
     assert int(str(found.sink)) == int(str(found.log)) + 5
 
 
+def test_what_a_part_of_the_offsets_leaves_out_is_said_and_its_sums_are_compared(room: VerifyRoom) -> None:
+    first, last = largest_batch(room)
+    inside, outside = first + (last - first) // 2, room.offsets("trades", 1)[0]
+    if outside >= inside:
+        outside = room.session.rows("select min(log_offset) from change_log where table_name = 'trades' and op = 'u'")[
+            0
+        ][0]
+    [(at,)] = room.session.rows(
+        "select max(log_offset) from change_log where table_name = 'trades' and op = 'u' and log_offset "
+        f"between {inside} and {last}"
+    )
+    room.sql(f"alter table trades_log update quantity = quantity + 5 where _offset in ({at}, {outside})")
+    report = room.verify(tables=("trades",), first=inside, last=last)
+    assert room.faults(report) == {("trades", "sink", "different"): [at]}
+    [found] = of(report, "trades").breaks
+    assert int(str(found.sink)) == int(str(found.log)) + 5
+    whole, state, sums = (
+        [n for n in report.as_json()["notes"] if words in n] for words in ("compared whole", "(T)", "sums")
+    )
+    assert f"{first}..{last}" in whole[0] and f"{inside}..{last}" in sums[0] and state
+    assert of(report, "trades").keys is None
+    assert mended(room, "trades").as_json()["notes"] == [
+        "only some tables were asked for: the ledger, checkpoints and gapless offsets were not compared"
+    ]
+
+
+def test_sums_that_no_repair_can_mend_are_said_to_be_left_with_what_to_do(room: VerifyRoom) -> None:
+    """Without a look at the log's rows, whose values somebody has altered."""
+    before = room.whole_log()
+    [(offset,)] = room.session.rows("select _offset from trades order by trade_id limit 1 offset 9")
+    room.log_sql(
+        "update change_log set payload = regexp_replace(payload, '\"quantity\": *[0-9]+', '\"quantity\":1') "
+        f"where log_offset = {offset}"
+    )
+    report = room.repair(tables=("trades",), reread_log=False, state=False)
+    assert of(report.before, "trades").breaks and report.rounds == 0 and report.mismatches
+    assert "trades: 1 of its declared sums differ" in report.plan.left[0] and "--quick" in report.plan.left[0]
+    mended(room, "trades")
+    assert room.whole_log() == before
+
+
 def test_declared_sums_leave_out_what_is_parked_in_pieces(room: VerifyRoom) -> None:
     """Of single rows apart and side by side, among them a delete and rows that are not their key's newest."""
     parked = [*room.offsets("trades", 40), *room.offsets("trades", 3, op="d")]
