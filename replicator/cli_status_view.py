@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from replicator.cli_answer import printable
+from replicator.cli_answer import counted, printable
 
 UNKNOWN = "unknown"
 COLOURS = {"ok": "green", "degraded": "yellow", "failed": "red"}
@@ -68,6 +68,7 @@ def _flow(report: Report) -> Table:
             f"{number(rejected['open'])} rejected entries, {number(gaps['open'])} gaps"
         ),
     )
+    grid.add_row("verify", Text(_verified(report["verify"])))
     grid.add_row(
         "runway",
         Text(
@@ -77,6 +78,18 @@ def _flow(report: Report) -> Table:
         ),
     )
     return grid
+
+
+def _verified(verify: Report) -> str:
+    """The last comparison of everything: when, what it found, and when one last found both sides equal."""
+    if verify["last_at"] is None:
+        return "never yet: `replicator verify` compares log and ClickHouse"
+    age = f"{seconds(verify['age_seconds'])} ago"
+    if not verify["mismatches"]:
+        return f"log and ClickHouse agreed {age}"
+    since = verify["success_age_seconds"]
+    before = "never before" if since is None else f"last {seconds(since)} ago"
+    return f"{counted(verify['mismatches'], 'difference')} found {age}; they agreed {before}"
 
 
 def _tables(tables: list[Report]) -> Table:

@@ -153,7 +153,11 @@ def _happened(before: StatusReport | None, now: StatusReport) -> Iterator[Told]:
         yield "happened", now.state, f"{before.state} → {now.state}"
     if now.verify.last_at is not None and now.verify.last_at != before.verify.last_at:
         found = now.verify.mismatches
-        text = "verify found both sides equal" if not found else f"verify found {found} rows that differ"
+        text = (
+            "verify found both sides equal"
+            if not found
+            else f"verify found {found} difference{'s' if found > 1 else ''}"
+        )
         yield "happened", State.FAILED if found else State.OK, text
     restarts = {loop.loop: loop.restarts for loop in before.loops}
     for loop in now.loops:

@@ -125,6 +125,7 @@ class SnapshotStatus:
 @frozen(kw_only=True)
 class VerifyStatus:
     last_at: str | None = None
+    age_seconds: float | None = None
     mismatches: int | None = None
     success_age_seconds: float | None = None
 

@@ -227,6 +227,6 @@ def verify_status(session: Session) -> VerifyStatus:
     if not last:
         return VerifyStatus()
     at = datetime.fromtimestamp(last["at"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    success = last["success_at"]
-    age = None if success is None else max(0.0, time.time() - success)
-    return VerifyStatus(last_at=at, mismatches=last["mismatches"], success_age_seconds=age)
+    success, age = last["success_at"], max(0.0, time.time() - last["at"])
+    since = None if success is None else max(0.0, time.time() - success)
+    return VerifyStatus(last_at=at, age_seconds=age, mismatches=last["mismatches"], success_age_seconds=since)

@@ -160,7 +160,9 @@ def _record_reasons(report: StatusReport) -> Iterable[Reason]:
         text = f"{lost} entries left Redis before they were read ({gaps.open} gaps): `replicator gaps list`"
         yield _failed(ReasonKind.GAPS, text)
     if report.verify.mismatches:
-        text = f"verify found {report.verify.mismatches} rows that differ in ClickHouse"
+        found = report.verify.mismatches
+        differences = f"{found} difference{'s' if found > 1 else ''}"
+        text = f"verify found {differences} between log and ClickHouse: `replicator verify` names them"
         yield _failed(ReasonKind.VERIFY_MISMATCH, text)
 
 

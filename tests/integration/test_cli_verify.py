@@ -24,6 +24,7 @@ def test_verify_finds_says_and_mends_beside_the_service(
     replicator: Replicator, source: redis.Redis, clickhouse_server: ClickHouse, clickhouse_database: str
 ) -> None:
     filled(replicator, source)
+    assert "never yet: `replicator verify`" in replicator.command("status").out
     equal = replicator.command("verify")
     assert (equal.code, "log and sink agree: 100 rows" in equal.out) == (0, True)
     lose(clickhouse_server, clickhouse_database)
@@ -33,8 +34,11 @@ def test_verify_finds_says_and_mends_beside_the_service(
     [table] = [t for t in found.json["tables"] if t["table"] == "change_log"]
     assert table["faults"] == [{"side": "sink", "kind": "missing", "rows": 3, "ranges": [[7, 8], [42, 42]]}]
     shown = replicator.command("status", "--json").json
-    assert shown["verify"]["mismatches"] == 3
+    assert shown["verify"]["mismatches"] == 3 and shown["verify"]["age_seconds"] < 60
     assert shown["state"] == "failed"
+    told = replicator.command("status").out
+    assert "verify found 3 differences between log and ClickHouse" in told
+    assert "3 differences found" in told and "ago; they agreed last" in told
 
     dry = replicator.command("verify", "--repair", "--dry-run")
     assert (dry.code, "3 rows would be sent again" in dry.out) == (4, True)
@@ -47,6 +51,7 @@ def test_verify_finds_says_and_mends_beside_the_service(
     assert replicator.command("verify").code == 0
     shown = replicator.command("status", "--json").json
     assert (shown["verify"]["mismatches"], shown["state"]) == (0, "ok")
+    assert "log and ClickHouse agreed" in replicator.command("status").out
     assert replicator.command("actions", "--json").json[0]["action"] == "repair"
 
 

@@ -102,4 +102,4 @@ def test_a_verify_and_a_restarted_loop_are_told() -> None:
         ("happened", "verify found both sides equal"),
         ("happened", "capture was started again"),
     ]
-    assert ("happened", "verify found 3 rows that differ") in told(chronicle)
+    assert ("happened", "verify found 3 differences") in told(chronicle)

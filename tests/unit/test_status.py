@@ -72,7 +72,7 @@ def stream(stalled_seconds: float) -> list[StreamStatus]:
         ({"rejected_entries": RejectedStatus(open=3)}, State.DEGRADED, "replicator rejected list"),
         ({"gaps": GapStatus(open=1, entries_lost=9)}, State.FAILED, "9 entries left Redis"),
         ({"gaps": GapStatus(open=1, entries_lost=None)}, State.FAILED, "an unknown number of entries"),
-        ({"verify": VerifyStatus(mismatches=2)}, State.FAILED, "2 rows that differ"),
+        ({"verify": VerifyStatus(mismatches=2)}, State.FAILED, "2 differences between log and ClickHouse"),
         ({"paused": ["capture"]}, State.DEGRADED, "replicator resume capture"),
         ({"runway": Runway(disk_seconds=1800)}, State.DEGRADED, "full in 30 min"),
         ({"runway": Runway(redis_seconds=60)}, State.FAILED, "full in 1 min"),
