@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tables_room import TablesRoom
-from verify_room import VerifyRoom, wait_until
+from verify_room import VerifyRoom, unchanged, wait_until
 
 from replicator.config import load_settings
 from replicator.embedded.clickhouse import ClickHouse
@@ -181,6 +181,16 @@ def test_rows_of_another_pipeline_are_never_lost(verified: VerifyRoom) -> None:
         rebuild(room.service, room.service.settings, "trades")
     with pytest.raises(UsageError, match="nowhere is no declared table"):
         rebuild(room.service, room.service.settings, "nowhere")
+
+
+def test_a_dry_run_changes_nothing_on_either_side(room: TablesRoom) -> None:
+    with unchanged(room.service):
+        plan = rebuild(
+            room.service, load_settings(room.directory / "config", environ=room.environ), "orders", dry_run=True
+        )
+        assert plan["safe"] and plan["rows_from_log"] == 144
+        for edit in ("narrower", "another key"):
+            assert reshape(room, RESHAPED[edit], dry_run=True)["safe"]
 
 
 # ── the way to a declaration that no ALTER leads to ──

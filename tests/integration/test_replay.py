@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from verify_room import VerifyRoom, agreed, mended, shared_room, wait_until
+from verify_room import VerifyRoom, agreed, mended, shared_room, unchanged, wait_until
 
 from replicator.embedded.clickhouse import ClickHouse
 from replicator.embedded.valkey import Valkey
@@ -97,10 +97,8 @@ def test_it_goes_on_beside_the_live_stream(room: VerifyRoom) -> None:
 
 def test_a_dry_run_says_what_there_is_and_changes_nothing(room: VerifyRoom) -> None:
     room.sql("delete from trades_log where _offset <= 100")
-    before, recorded = records(room), ledger(room)
-    parts = "select name from system.parts where database = currentDatabase() and active order by 1"
-    held, actions = room.service.sink.rows(parts), room.session.rows("select * from operator_actions")
-    plan = replay(room, "1", last="1000", tables=("trades", "positions"), dry_run=True)
+    with unchanged(room.service):
+        plan = replay(room, "1", last="1000", tables=("trades", "positions"), dry_run=True)
     by_table = {t["table"]: t for t in plan["tables"]}
     counted = dict(room.session.rows("select table_name, count(*) from change_log where log_offset <= 1000 group by 1"))
     assert plan["safe"] and {name: t["rows"] for name, t in by_table.items()} == {
@@ -109,9 +107,6 @@ def test_a_dry_run_says_what_there_is_and_changes_nothing(room: VerifyRoom) -> N
     [(lost,)] = room.session.rows("select count(*) from change_log where table_name = 'trades' and log_offset <= 100")
     assert by_table["trades"]["rows_in_sink"] == counted["trades"] - lost
     assert by_table["trades"]["bytes"] > counted["trades"] * 20 and by_table["trades"]["batches"] >= 1
-    assert (records(room), ledger(room)) == (before, recorded)
-    assert room.session.rows("select * from operator_actions") == actions
-    assert room.service.sink.rows(parts) == held
     replay(room, "1", last="100", tables=("trades",))
     agreed(room, "trades")
     assert room.session.rows("select action, subject from operator_actions order by id desc limit 2") == [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,28 @@ def restored(room: ServiceRoom, *, dry_run: bool = False) -> dict[str, Any]:
     return restore(settings, actor="test", dry_run=dry_run, watch=lambda *_: None)
 
 
+@contextmanager
+def unchanged(room: ServiceRoom) -> Iterator[None]:
+    """What is done in the block changes nothing in ClickHouse, Redis, or the file, if there is one."""
+
+    def everywhere() -> list[object]:
+        parts = (
+            "select table, name, hash_of_all_files from system.parts where database = '{d}' and active order by 1, 2"
+        )
+        shapes = "select name, create_table_query from system.tables where database = '{d}' order by 1"
+        redis_keys = sorted((key, room.client.dump(key)) for key in room.client.keys())
+        files = sorted((path.name, path.read_bytes()) for path in room.directory.glob("log.duckdb*"))
+        return [room.asked(parts), room.asked(shapes), redis_keys, files]
+
+    room.asked("system stop merges")
+    try:
+        before = everywhere()
+        yield
+        assert everywhere() == before
+    finally:
+        room.asked("system start merges")
+
+
 def deliver(room: ServiceRoom, first: int, last: int) -> None:
     room.add(first, last)
     room.wait_delivered(last)
@@ -79,7 +102,8 @@ def test_the_delivered_log_comes_back_as_it_was_and_goes_on_from_redis(room: Ser
     room.wait_delivered(156)
     lost, states = whole_log(room), room.rows("select stream, last_entry_id, entries_read from stream_positions")
     lose(room)
-    plan = restored(room, dry_run=True)
+    with unchanged(room):
+        plan = restored(room, dry_run=True)
     assert (plan["head_offset"], plan["first_offset"], room.path.exists()) == (156, 1, False)
     done = restored(room)
     assert (done["changes_restored"], done["changes_undelivered"], done["mismatches"]) == (156, 0, 0)
@@ -192,8 +216,9 @@ def test_a_restore_refuses_what_it_must_not_touch(room: ServiceRoom) -> None:
     kept = room.copy()
     room.client.set("replicator:main:lease", json.dumps({"host": "elsewhere", "pid": 7}), px=600_000)
     room.stop()
-    with pytest.raises(UsageError, match="fills an empty one only"):
-        restored(room)
+    for dry_run in (True, False):
+        with unchanged(room), pytest.raises(UsageError, match="fills an empty one only"):
+            restored(room, dry_run=dry_run)
     for path in room.directory.glob("log.duckdb*"):
         path.unlink()
     with pytest.raises(OwnershipLost, match="is being served by process 7 on elsewhere"):
