@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Iterable
 
 from verify_room import VerifyRoom, listed
@@ -17,7 +18,7 @@ Places = dict[tuple[str, str, str], set[int]]
 def seed() -> int:
     """A seed that is another in each run. A test names it where it fails."""
     found = random.SystemRandom().randrange(1 << 32)
-    print(f"planted with seed {found}")
+    sys.stdout.write(f"planted with seed {found}\n")
     return found
 
 

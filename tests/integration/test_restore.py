@@ -76,7 +76,7 @@ def unchanged(room: ServiceRoom) -> Iterator[None]:
             "select table, name, hash_of_all_files from system.parts where database = '{d}' and active order by 1, 2"
         )
         shapes = "select name, create_table_query from system.tables where database = '{d}' order by 1"
-        redis_keys = sorted((key, room.client.dump(key)) for key in room.client.keys())
+        redis_keys = sorted((key, room.client.dump(key)) for key in room.client.scan_iter())
         files = sorted((path.name, path.read_bytes()) for path in room.directory.glob("log.duckdb*"))
         return [room.asked(parts), room.asked(shapes), redis_keys, files]
 
