@@ -28,7 +28,6 @@ from replicator.verify_report import VerifyReport, VerifyRequest
 if TYPE_CHECKING:
     from replicator.service import Service
 
-PACE_SECONDS_MAX = 5.0
 POLL_SECONDS = 1.0
 RETRY_SECONDS = 60.0
 REREAD_SECONDS = 86_400.0
@@ -68,7 +67,7 @@ class Verification:
     def _result(self, task: Task, session: Session, job: Job) -> dict[str, Any]:
         verifier = self.verifier(session)
         if task.paced:
-            job.progress.step = lambda seconds: self.jobs.rest(job, min(seconds, PACE_SECONDS_MAX))
+            job.progress.step = lambda seconds: self.jobs.rest(job, seconds)
         if not task.repair:
             report = verifier.verify(task.request, job.progress)
             self._remember(session, report)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 
 import pytest
+from attrs import define, field
 from plants import plant, seed
 from verify_room import VerifyRoom, agreed, largest_batch, listed, mended, of, shared_room, unchanged, wait_until
 
 from replicator.compare import Side
 from replicator.embedded.clickhouse import ClickHouse
 from replicator.embedded.valkey import Valkey
+from replicator.service_job import Job, Jobs
+from replicator.service_verify import Task, Verification
 from replicator.state import fold
-from replicator.verify_report import Invariant
+from replicator.verify import Progress
+from replicator.verify_report import Invariant, VerifyRequest
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +176,37 @@ def test_a_checkpoint_that_passed_changes_never_sent_is_lowered(room: VerifyRoom
     room.service.controls.resume("deliver", actor="test")
     room.wait_delivered()
     agreed(room)
+
+
+# ── on the schedule ──
+
+
+@define
+class Resting(Jobs):
+    """Jobs that note how long they are to rest, and do not."""
+
+    rests: list[float] = field(factory=list)
+
+    def rest(self, job: Job, seconds: float) -> None:
+        self.rests.append(seconds)
+
+
+@pytest.mark.parametrize("paced", [True, False])
+def test_on_schedule_each_piece_of_work_is_followed_by_as_long_a_rest(room: VerifyRoom, *, paced: bool) -> None:
+    jobs = Resting(database=room.service.database, stop=room.service.stop)
+    ticks = itertools.count(step=60)
+
+    def watch(progress: Progress) -> None:
+        progress.clock = lambda: float(next(ticks))  # from the second piece on each takes a minute
+
+    Verification(service=room.service, jobs=jobs).run(Task(request=VerifyRequest(), paced=paced), watch)
+    assert len(jobs.rests) > 3 and set(jobs.rests[1:]) == {60.0 if paced else 0.0}
+
+
+def test_what_the_schedule_runs_is_paced(room: VerifyRoom) -> None:
+    jobs = Resting(database=room.service.database, stop=room.service.stop)
+    assert Verification(service=room.service, jobs=jobs)._scheduled()
+    assert jobs.rests and all(jobs.rests)
 
 
 # ── what is known ──
