@@ -9,6 +9,7 @@ import click
 from replicator.cli_answer import (
     answer,
     confirm,
+    counted,
     dry_run_option,
     json_option,
     printable,
@@ -51,29 +52,40 @@ def restore_command(context: click.Context, dry_run: bool, yes: bool, as_json: b
 def _show_plan(found: dict[str, Any]) -> None:
     rows = [[t["table"], t["delivered_through"], t["top_offset"]] for t in found["tables"]]
     table(("table", "delivered through", "highest offset"), rows)
-    click.echo(f"offsets {found['first_offset']:,}..{found['head_offset']:,} would be logged again")
+    changes = counted(found["changes_restored"], "change")
+    click.echo(
+        f"{changes} would be logged again, up to offset {found['head_offset']:,}, on timeline {found['timeline']}"
+    )
+    _show_lost(found, would="would be")
 
 
 def _show(done: dict[str, Any]) -> None:
+    are = "is" if done["changes_restored"] == 1 else "are"
     click.echo(
-        f"{done['changes_restored']:,} changes are logged again, up to offset {done['head_offset']:,}, on timeline "
-        f"{done['timeline']}; {done['rows_verified']:,} rows compared, {done['mismatches']:,} mismatches"
+        f"{counted(done['changes_restored'], 'change')} {are} logged again, up to offset {done['head_offset']:,}, on "
+        f"timeline {done['timeline']}; {counted(done['rows_verified'], 'row')} compared, "
+        f"{counted(done['mismatches'], 'mismatch', 'mismatches')}"
     )
     if done["taken_from"]:
         click.echo(f"the pipeline belonged to instance {printable(done['taken_from'])}")
+    _show_lost(done, would="will be")
+
+
+def _show_lost(done: dict[str, Any], *, would: str) -> None:
+    """What only the lost file can have had. The same of a restore and of a look before it."""
     runs = ", ".join(f"{a}..{b}" for a, b in done["undelivered_offsets"]) or "none"
     if done["changes_undelivered"] is None:
         click.echo("Redis does not know how far the lost log had come: changes beyond ClickHouse's are not known")
     else:
-        click.echo(f"logged but never delivered: {done['changes_undelivered']:,} changes, offsets {runs}")
+        click.echo(f"logged but never delivered: {counted(done['changes_undelivered'], 'change')}, offsets {runs}")
     for stream in done["streams"]:
         if stream["undelivered_may_be_gone"]:
             behind, before = stream["after_entry_id"], stream["before_entry_id"] or "the stream's end"
-            click.echo(
-                f"{printable(stream['stream'])}: what was undelivered between {behind} and {before} is gone from Redis"
-            )
+            name = printable(stream["stream"])
+            click.echo(f"{name}: what was undelivered between {behind} and {before} may be gone from Redis")
         elif done["changes_undelivered"]:
-            click.echo(f"{printable(stream['stream'])}: what was undelivered is still in Redis and will be read again")
+            name = printable(stream["stream"])
+            click.echo(f"{name}: what was undelivered is still in Redis and {would} read again")
     click.echo("not restored, since nobody else has it:")
     for text in done["not_restored"]:
         click.echo(f"  {text}")

@@ -17,9 +17,10 @@ from replicator.changelog import ChangeLog
 from replicator.controls import record_action
 from replicator.database import Session, now, statement
 from replicator.errors import UsageError
-from replicator.log_return import LogReturn, Witnesses
-from replicator.model import NO_ENTRY, EntryId, Gap, entry_order
-from replicator.standing import SinkStanding
+from replicator.log_return import WINDOW_OFFSETS, LogReturn, Witnesses
+from replicator.model import GENERIC_LANE, NO_ENTRY, EntryId, Gap, entry_order
+from replicator.schema import quote_clickhouse
+from replicator.standing import LaneStanding, SinkStanding, offset_column
 from replicator.witness import StreamDescription
 
 NOT_RESTORED = (
@@ -29,6 +30,7 @@ NOT_RESTORED = (
     "idempotency keys of what was rejected or never delivered",
 )
 """What no other place has."""
+PLACED = "log_offset, op, stream, stream_epoch, entry_id"
 
 log = structlog.get_logger(__name__)
 
@@ -143,6 +145,37 @@ class Restorer:
         lows = [standing.low for standing in self.witnesses.lanes.values() if standing.low]
         return min(lows, default=1) if self.ttl else 1
 
+    def foresee(self) -> Restored:
+        """What `restore` would bring back and what it would find lost, by offsets and entry ids alone. Call after `look`.
+
+        Writes nothing but a temporary table.
+        """
+        first, top = self._begin_at(), self.witnesses.top(0)
+        self.session.execute("create or replace temp table foreseen as select " + PLACED + " from change_log limit 0")
+        for begin in range(first, top + 1, WINDOW_OFFSETS):
+            end = min(top, begin + WINDOW_OFFSETS - 1)
+            for standing in self.witnesses.lanes.values():
+                if standing.top >= begin:
+                    self._place(standing, begin, end)
+            self.session.execute(statement("restore/place_voids"), {"first": begin, "last": end})
+        [(fetched,)] = self.session.rows("select count(*) from foreseen where op <> 'v'")
+        return self._found(first=first, head=top, timeline=self.witnesses.timeline + 1, fetched=fetched, log="foreseen")
+
+    def _place(self, standing: LaneStanding, first: int, last: int) -> None:
+        """Where the sink's changes of a window would stand."""
+        column = offset_column(standing.lane)
+        own = "" if standing.lane == GENERIC_LANE else "_"
+        names = ", ".join(column if name == "log_offset" else f"{own}{name}" for name in PLACED.split(", "))
+        sql = (
+            f"select {names} from {quote_clickhouse(standing.target)} final "
+            f"where _pipeline = {{pipeline:String}} and {column} between {{first:Int64}} and {{last:Int64}}"
+        )
+        where = {"pipeline": self.sink.pipeline, "first": first, "last": last}
+        held = self.sink.sink.arrow(sql, where).rename_columns(PLACED.split(", "))
+        with self.session.relation(held_places=held):
+            self.session.execute(statement("restore/place"))
+        self.watch(held.num_rows)
+
     def restore(self, *, actor: str) -> Restored:
         """Call after `look`, with the pipeline owned. One transaction: after a kill the file is empty as before."""
         first = self._begin_at()
@@ -157,30 +190,35 @@ class Restorer:
             watch=self.watch,
         )
         healing.heal()
-        published = self.witnesses.published
-        restored = Restored(
-            head=self.changelog.head,
-            first=first,
-            timeline=self.changelog.timeline,
-            fetched=healing.fetched,
-            voids=tuple(self.session.rows(statement("restore/voids"))),
-            head_known=published is not None,
-            streams=tuple(self._losses(exact=published is not None)),
-        )
+        head, timeline = self.changelog.head, self.changelog.timeline
+        restored = self._found(first=first, head=head, timeline=timeline, fetched=healing.fetched, log="change_log")
         self._record(restored, actor)
         return restored
 
-    def _losses(self, *, exact: bool) -> list[StreamLoss]:
-        found = self.session.rows("select distinct stream from change_log where op <> 'v'")
-        names = sorted({stream for (stream,) in found} | set(self.witnesses.streams))
-        voided = self.session.row("select 1 from change_log where op = 'v' limit 1") is not None
-        return [self._loss(stream, undelivered=voided or not exact) for stream in names]
+    def _found(self, *, first: int, head: int, timeline: int, fetched: int, log: str) -> Restored:
+        """``log`` is the table that has the offsets: the log, or what would be in it."""
+        exact = self.witnesses.published is not None
+        return Restored(
+            head=head,
+            first=first,
+            timeline=timeline,
+            fetched=fetched,
+            voids=tuple(self.session.rows(statement("restore/voids").replace("change_log", log))),
+            head_known=exact,
+            streams=tuple(self._losses(log, exact=exact)),
+        )
 
-    def _loss(self, stream: str, *, undelivered: bool) -> StreamLoss:
+    def _losses(self, log: str, *, exact: bool) -> list[StreamLoss]:
+        found = self.session.rows(f"select distinct stream from {log} where op <> 'v'")
+        names = sorted({stream for (stream,) in found} | set(self.witnesses.streams))
+        voided = self.session.row(f"select 1 from {log} where op = 'v' limit 1") is not None
+        return [self._loss(log, stream, undelivered=voided or not exact) for stream in names]
+
+    def _loss(self, log: str, stream: str, *, undelivered: bool) -> StreamLoss:
         about = self.witnesses.streams.get(stream) or self.describe(stream)
         first = about.first_entry_id
         where = {"stream": stream, "before": _number(first) if first else str((1 << 127) - 1)}
-        row = self.session.row(statement("restore/streams"), where) or (0, 0, None, None)
+        row = self.session.row(statement("restore/streams").replace("change_log", log), where) or (0, 0, None, None)
         delivered, below, last, after = row
         trimmed = about.last_entry_id if first is None else first
         begins = after or NO_ENTRY

@@ -48,7 +48,9 @@ def _look(settings: Settings) -> dict[str, Any]:
     service = Service.build(settings)
     session = service.database.session()
     try:
-        return {"dry_run": True, **_restorer(service, session).look()}
+        restorer = _restorer(service, session)
+        found = restorer.look()
+        return {"dry_run": True, **found, **restorer.foresee().as_json()}
     finally:
         session.close()
         service.shut_down()

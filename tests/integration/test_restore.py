@@ -130,8 +130,12 @@ def test_what_was_undelivered_and_trimmed_is_said_and_the_rest_is_read_again(roo
     ids = [entry_id.decode() for entry_id, _ in room.client.xrange("trades")]
     lose(room)
     room.client.xtrim("trades", maxlen=20, approximate=False)
+    with unchanged(room):
+        plan = restored(room, dry_run=True)
     done = restored(room)
     assert (done["changes_restored"], done["changes_undelivered"]) == (100, 50)
+    same = ("changes_restored", "changes_undelivered", "undelivered_offsets", "streams", "timeline", "not_restored")
+    assert {name: plan[name] for name in same} == {name: done[name] for name in same}
     assert done["undelivered_offsets"] == [[101, 150]]
     [stream] = done["streams"]
     assert stream == {
@@ -158,8 +162,10 @@ def test_what_was_undelivered_and_is_still_in_redis_is_no_loss(room: ServiceRoom
     room.wait_logged(90)
     lose(room)
     room.client.xtrim("trades", maxlen=50, approximate=False)  # entries that were delivered
+    plan = restored(room, dry_run=True)
     done = restored(room)
     assert (done["changes_undelivered"], done["streams"][0]["undelivered_may_be_gone"]) == (30, False)
+    assert done["streams"] == plan["streams"]
     assert done["streams"][0]["entries_without_trace"] == 0
     room.start()
     room.wait_delivered(120)
@@ -178,8 +184,10 @@ def test_an_entry_that_was_delivered_in_part_is_read_on_in_its_middle(room: Serv
     room.asked("delete from {d}.trades_log where _offset > 200")
     room.asked("delete from {d}.trades_state where _offset > 200")
     room.asked("truncate table {d}.replicator_batches")
+    plan = restored(room, dry_run=True)
     done = restored(room)
     assert (done["changes_restored"], done["undelivered_offsets"]) == (200, [[201, 500]])
+    assert (plan["changes_restored"], plan["undelivered_offsets"]) == (200, [[201, 500]])
     room.start()
     room.wait_delivered(800)
     assert whole_log(room)[:200] == first
@@ -246,6 +254,8 @@ def test_the_command_restores_and_the_service_runs_again(
     for path in replicator.database_path.parent.glob("replicator.duckdb*"):
         path.unlink()
     assert replicator.command("restore").code == 2, "it needs a yes"
+    planned = replicator.command("restore", "--dry-run")
+    assert (planned.code, "80 changes would be logged again, up to offset 80" in planned.out) == (0, True), planned.err
     done = replicator.command("restore", "--yes", "--json")
     assert (done.code, done.json["changes_restored"], done.json["mismatches"]) == (0, 80, 0), done.err
     replicator.start()
