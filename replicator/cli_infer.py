@@ -45,7 +45,7 @@ def infer_command(context: click.Context, stream: str, entries: int, as_json: bo
     if not useful:
         raise UsageError(
             f"none of {len(read.ids)} entries of {stream!r} holds a change with a payload",
-            hint="see design of entries in the README",
+            hint='send them as "Write changes" in the README shows',
         )
     click.echo(
         json.dumps([_evidence(s) for s in useful], indent=2) if as_json else "\n".join(map(propose, useful)), nl=as_json

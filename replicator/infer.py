@@ -1,7 +1,7 @@
 """Infer: propose `[[tables]]` for what a stream holds, with the evidence as comments. Pure.
 
 Guarantees: every value of the sample fits the type proposed for its column; a key is proposed only from columns that
-every change has. A proposal, not a decision: what it cannot know (scale of money still to come) it says.
+every change has. What cannot be a column is a comment that says why. A proposal, not a decision: values still to come it cannot know.
 """
 
 from __future__ import annotations
@@ -9,17 +9,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from datetime import date, datetime
 from decimal import Decimal
+from math import isfinite
 from typing import Any
 
 from attrs import define, field, frozen
 
 from replicator.column_types import parse_type
 
-_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
-_INTEGER = re.compile(r"-?(0|[1-9]\d*)")
-_INSTANT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.(\d{1,9}))?)?(Z|[+-]\d\d:?\d\d)?")
-_DATE = re.compile(r"\d{4}-\d\d-\d\d")
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
+_NAMED_FLOATS = ("NaN", "Infinity", "-Infinity")
+_INSTANT = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[T ]([0-9]{2}:[0-9]{2}(?::[0-9]{2})?)(?:\.([0-9]{1,9}))?(Z|[+-](?:0[0-9]|1[0-5])(?::?[0-5][0-9])?)?"
+)
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_FIRST_YEAR, _LAST_YEAR, _LAST_YEAR_IN_NANOSECONDS = 1900, 2299, 2262
+"""What both sides hold (see `typed_text`); the edges themselves are left out, as an offset could cross them."""
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _INTEGERS = ("INTEGER", "BIGINT", "HUGEINT")
 _KEY_NAME = re.compile(r"^(id|key|uuid)$|_(id|key|no|number|uuid)$")
@@ -39,7 +46,12 @@ class ColumnEvidence:
     whole_digits: int = 1
     scale: int = 0
     nanoseconds: bool = False
-    zoned: bool = False
+    last_year: int = 0
+    """Of the instants."""
+    unquoted: bool = False
+    """Some value was a JSON number or boolean, which a VARCHAR does not take."""
+    doubles: bool = True
+    """Every number is the shortest text of a double, so that DOUBLE keeps its digits."""
     example: str = ""
 
     def add(self, value: Any) -> None:
@@ -48,26 +60,32 @@ class ColumnEvidence:
         if value is None:
             self.nulls += 1
             return
-        self.example = self.example or str(value)[:40]
-        self.values.add(str(value))
-        kind = self._kind(value)
+        text = _text_of(value)
+        self.example = self.example or text[:40]
+        self.values.add(text)
+        self.unquoted |= isinstance(value, bool | _NumberText)
+        kind = self._kind(value, text)
         self.kinds[kind] = self.kinds.get(kind, 0) + 1
 
-    def _kind(self, value: Any) -> str:
+    def _kind(self, value: Any, text: str) -> str:
         if isinstance(value, bool):
             return "boolean"
         if isinstance(value, dict | list):
             return "nested"
-        text = str(value)
-        if _INTEGER.fullmatch(text):
-            number = int(text)
-            self.low = number if self.low is None else min(self.low, number)
-            self.high = number if self.high is None else max(self.high, number)
-            self.whole_digits = max(self.whole_digits, len(text.lstrip("-")))
-            return "integer"
         if _NUMBER.fullmatch(text):
-            return self._decimal(text)
+            return self._number_kind(text)
         return self._text_kind(text)
+
+    def _number_kind(self, text: str) -> str:
+        nearest = float(text)
+        self.doubles &= isfinite(nearest) and Decimal(repr(nearest)) == Decimal(text)
+        if not _INTEGER.fullmatch(text):
+            return self._decimal(text)
+        number = int(text)
+        self.low = number if self.low is None else min(self.low, number)
+        self.high = number if self.high is None else max(self.high, number)
+        self.whole_digits = max(self.whole_digits, len(text.lstrip("-")))
+        return "integer"
 
     def _decimal(self, text: str) -> str:
         digits = Decimal(text).as_tuple()
@@ -79,48 +97,70 @@ class ColumnEvidence:
     def _text_kind(self, text: str) -> str:
         if text in ("true", "false"):
             return "boolean"
+        if text in _NAMED_FLOATS:
+            return "named float"
         if _UUID.fullmatch(text):
             return "uuid"
         if _DATE.fullmatch(text):
-            return "date"
+            return "date" if _year(text, _FIRST_YEAR - 1, _LAST_YEAR + 1) else "text"
         instant = _INSTANT.fullmatch(text)
-        if instant is None:
+        year = instant and _year(f"{instant[1]}T{instant[2]}", _FIRST_YEAR, _LAST_YEAR)
+        if not instant or not year:
             return "text"
-        self.nanoseconds |= len(instant[3] or "") > 6
-        self.zoned |= bool(instant[4])
+        self.nanoseconds |= len((instant[3] or "").rstrip("0")) > 6
+        self.last_year = max(self.last_year, year)
         return "instant"
 
     @property
     def type_name(self) -> str:
         """The DuckDB type that holds every value seen."""
         kinds = set(self.kinds)
-        if len(kinds) == 1:
-            return self._single(kinds.pop())
-        if kinds <= {"integer", "decimal"} and kinds:
-            return self._exact_number()
-        if kinds and kinds <= {"integer", "decimal", "float"}:
-            return "DOUBLE"
-        return "JSON" if "nested" in kinds else "VARCHAR"
+        found = self._single(*kinds) if len(kinds) == 1 else self._number(kinds)
+        return found or ("JSON" if "nested" in kinds or self.unquoted else "VARCHAR")
 
-    def _single(self, kind: str) -> str:
-        if kind == "integer":
-            return next((t for t in _INTEGERS if self._fits(t)), "VARCHAR")
-        if kind == "decimal":
-            return self._exact_number()
-        if kind == "instant":
-            return "TIMESTAMP_NS" if self.nanoseconds else "TIMESTAMP"
-        simple = {"boolean": "BOOLEAN", "uuid": "UUID", "date": "DATE", "nested": "JSON", "float": "DOUBLE"}
-        return simple.get(kind, "VARCHAR")
+    def _single(self, kind: str) -> str | None:
+        if kind == "instant" and self.nanoseconds:
+            return "TIMESTAMP_NS" if self.last_year < _LAST_YEAR_IN_NANOSECONDS else None
+        simple = {"boolean": "BOOLEAN", "uuid": "UUID", "date": "DATE", "instant": "TIMESTAMP"}
+        return simple.get(kind) or self._number({kind})
+
+    def _number(self, kinds: set[str]) -> str | None:
+        """The type of numbers; None where there are others among them, or digits that no type keeps."""
+        if kinds == {"integer"}:
+            return next((t for t in _INTEGERS if self._fits(t)), None)
+        numbers = {"integer", "decimal", "float"}
+        if kinds and kinds <= {"integer", "decimal"} and (exact := self._exact_number()):
+            return exact
+        return "DOUBLE" if kinds & numbers and kinds <= {*numbers, "named float"} and self.doubles else None
 
     def _fits(self, type_name: str) -> bool:
         low, high = parse_type(type_name).bounds
         return self.low is not None and self.high is not None and low <= self.low and self.high <= high
 
-    def _exact_number(self) -> str:
+    def _exact_number(self) -> str | None:
         """A decimal with room to grow: DECIMAL(18,…) where that holds twice the whole digits seen, else (38,…)."""
         if self.scale + self.whole_digits > 38 or self.scale > 18:
-            return "DOUBLE"
+            return None
         return f"DECIMAL({18 if self.scale + 2 * self.whole_digits <= 18 else 38},{self.scale})"
+
+    def declared_type(self, *, is_key: bool) -> str:
+        """The type to declare. A key's cannot be widened later, so an integer that is one gets 64 bits at least."""
+        return "BIGINT" if is_key and self.type_name == "INTEGER" else self.type_name
+
+
+def _text_of(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _year(text: str, after: int, before: int) -> int | None:
+    """The year of a day or time that exists, if it lies between the two."""
+    try:
+        year = (datetime.fromisoformat(text) if "T" in text else date.fromisoformat(text)).year
+    except ValueError:
+        return None
+    return year if after < year < before else None
 
 
 @frozen(kw_only=True)
@@ -157,7 +197,9 @@ def gather(sample: Sample) -> list[ColumnEvidence]:
 
 def key_candidates(columns: Sequence[ColumnEvidence], rows: int) -> list[str]:
     """Columns that every change has and that could name a row, the likeliest first."""
-    whole = [c for c in columns if c.seen == rows and not c.nulls and c.type_name not in ("JSON", "DOUBLE")]
+    fit = [c for c in columns if c.seen == rows and not c.nulls and c.type_name not in ("JSON", "DOUBLE")]
+    refused = _undeclarable([c.name for c in columns])
+    whole = [c for c in fit if c.name not in refused]
     return [c.name for c in sorted(whole, key=lambda c: (not _KEY_NAME.search(c.name), -len(c.values)))]
 
 
@@ -171,15 +213,39 @@ def propose(sample: Sample) -> str:
     lines = [
         f"# proposed from {rows} changes of stream {_toml_string(sample.stream)}{refused}",
         "[[tables]]",
-        f"name = {_toml_string(sample.table)}",
+        _name_line(sample),
         f"stream = {_toml_string(sample.stream)}",
         *_key_lines(columns, keys, rows),
         "[tables.columns]",
     ]
     width = max(len(_toml_key(c.name)) + len(c.type_name) for c in columns) + 20
+    refused = _undeclarable([c.name for c in columns])
     for column in columns:
-        lines.append(_column_line(column, rows, is_key=bool(keys) and column.name == keys[0], width=width))
+        line = _column_line(column, rows, is_key=bool(keys) and column.name == keys[0], width=width)
+        lines.append(f"# {line}; {refused[column.name]}" if column.name in refused else line)
     return "\n".join(lines) + "\n"
+
+
+def _name_line(sample: Sample) -> str:
+    """A name that a table can have. Entries that name another one in their field `table` have to change it there."""
+    name = re.sub(r"[^A-Za-z0-9_]", "_", sample.table)[:100]
+    name = name if re.match("[A-Za-z]", name) else f"t_{name}"[:100]
+    if name == sample.table:
+        return f"name = {_toml_string(name)}"
+    sent = "" if sample.table == sample.stream else "; entries have to name it like this in their field `table`"
+    return f"name = {_toml_string(name)}  # {_toml_string(sample.table)} cannot name a table{sent}"
+
+
+def _undeclarable(names: Sequence[str]) -> dict[str, str]:
+    """Members that cannot be columns, with the reason. They stay in the payload all the same."""
+    reasons: dict[str, str] = {}
+    seen: dict[str, str] = {}
+    for name in names:
+        if not name or name.startswith("_") or "\0" in name:
+            reasons[name] = "no column has such a name: it stays in the payload"
+        elif (other := seen.setdefault(name.lower(), name)) != name:
+            reasons[name] = f"differs from {_toml_string(other)} only in case: it stays in the payload"
+    return reasons
 
 
 def _key_lines(columns: Sequence[ColumnEvidence], keys: Sequence[str], rows: int) -> list[str]:
@@ -193,7 +259,7 @@ def _key_lines(columns: Sequence[ColumnEvidence], keys: Sequence[str], rows: int
 
 def _column_line(column: ColumnEvidence, rows: int, *, is_key: bool, width: int) -> str:
     not_null = "" if is_key or column.nulls or column.seen < rows else " NOT NULL"
-    declared = f"{_toml_key(column.name)} = {_toml_string(column.type_name + not_null)}"
+    declared = f"{_toml_key(column.name)} = {_toml_string(column.declared_type(is_key=is_key) + not_null)}"
     missing = rows - column.seen
     facts = [f"e.g. {_toml_string(column.example)}", f"{len(column.values)} different"]
     facts += [f"{column.nulls} null"] if column.nulls else []

@@ -331,7 +331,8 @@ class RedisSource:
                 )
             finally:
                 self._client.connection_pool.release(connection)
-        entries = dict([*_answered(oldest), *reversed(_answered(newest))])
+            refuse_other_types([stream], [oldest])
+            entries = dict([*_answered(oldest), *reversed(_answered(newest))])
         return StreamRead(stream=stream, stream_epoch=1, ids=list(entries), fields=list(entries.values()))
 
     def run_script(self, script: str, key: str, *arguments: str | int) -> Any:
@@ -366,8 +367,7 @@ def _exchange(connection: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]
     connection.send_packed_command(connection.pack_commands([("MULTI",), *commands, ("EXEC",)]), check_health=False)
     for _ in range(len(commands) + 1):
         connection.read_response(disable_decoding=True)
-    replies: list[Any] = connection.read_response(disable_decoding=True)
-    return replies
+    return list(connection.read_response(disable_decoding=True))
 
 
 def _answered(reply: Any) -> Any:

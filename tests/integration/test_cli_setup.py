@@ -59,6 +59,24 @@ def test_the_acl_that_check_prints_is_enough(replicator: Replicator, source: red
         source.execute_command("ACL", "DELUSER", "replicator")
 
 
+def test_infer_proposes_what_the_service_then_takes_and_refuses_what_is_no_stream(
+    replicator: Replicator, source: redis.Redis
+) -> None:
+    source.xadd("eu:trades", {"data": '{"id":1,"price":"1.25","at":"2026-01-01T10:00:00Z","_x":1}'})
+    source.xadd("eu:trades", {"data": '{"id":2,"price":"NaN","at":"2026-02-30"}'})
+    proposed = replicator.command("infer", "eu:trades")
+    assert proposed.code == 0, proposed.err
+    replicator.configure(streams="[]", sections=proposed.out)
+    replicator.start()
+    replicator.until_status(lambda r: r["sink"]["confirmed_offset"] == 2, "both changes fit what was proposed")
+    assert replicator.status()["rejected_entries"]["open"] == 0
+    source.set("text", "x")
+    refused = replicator.command("infer", "text")
+    assert refused.code == 3 and "the key 'text' in Redis is not a stream" in refused.err, refused.err
+    assert "Traceback" not in refused.err
+    assert replicator.command("infer", "nothing").code == 2
+
+
 def test_migrate_makes_both_sides_and_is_re_runnable(
     replicator: Replicator, clickhouse_server: ClickHouse, clickhouse_database: str
 ) -> None:
