@@ -17,12 +17,13 @@ from attrs import define, evolve, field, frozen
 from replicator.changelog import ChangeLog, store_positions
 from replicator.database import Session, now, statement
 from replicator.log_columns import GENERIC
-from replicator.model import NO_ENTRY, EntryId, StreamPosition, entry_order, version_of
+from replicator.model import NO_ENTRY, Checksum, EntryId, StreamPosition, entry_order, version_of
 from replicator.refetch import LOG_COLUMNS, as_logged, held_changes_sql, put_back
 from replicator.standing import LaneStanding, Recorded, SinkStanding, offset_column
 from replicator.witness import StreamDescription
 
 WINDOW_OFFSETS = 100_000
+NOTHING = Checksum(rows=0, sum=0, xor=0)
 VOID_VERSION = -1
 """The schema version of a void row: no lane's, so that it is neither folded nor delivered."""
 
@@ -185,13 +186,15 @@ class LogReturn:
         self.session.execute("insert into checkpoints values (?, ?, ?)", [standing.lane, standing.agreed, now()])
 
     def _insert_batch(self, lane: str, recorded: Recorded) -> None:
+        """Of a parked range that nobody holds any more nothing was delivered, and nothing is left to deliver."""
         where = {"lane": lane, "first": recorded.first, "last": recorded.last}
         about = {"rows": recorded.row_count, "checksum": recorded.checksum, "send_seq": recorded.send_seq}
         at = recorded.delivered_at.replace(tzinfo=None)
-        self.session.execute(statement("log_return/take_batch"), {**where, **about, "at": at})
         if recorded.status == "parked":
             sql = statement("log_return/take_parked", self.failed_table)
-            self.session.execute(sql, {**where, "at": at})
+            if not self.session.rows(sql, {**where, "at": at}):
+                about["checksum"] = str(NOTHING)
+        self.session.execute(statement("log_return/take_batch"), {**where, **about, "at": at})
 
 
 _SCHEMA = pa.schema([(column.name, column.arrow) for column in GENERIC])

@@ -278,8 +278,9 @@ class SinkReturn:
             self.sink.sink.record(some)
         for batch in taken.recorded:
             self.session.execute(
-                "update sync_batches set row_count = ?, checksum = ? where batch_id = ? and row_count <> ?",
-                [batch.row_count, str(batch.checksum), batch.batch_id, batch.row_count],
+                "update sync_batches set row_count = $rows, checksum = $checksum "
+                "where batch_id = $id and (row_count, checksum) <> ($rows, $checksum)",
+                {"rows": batch.row_count, "checksum": str(batch.checksum), "id": batch.batch_id},
             )
         found = (*taken.again, *taken.lost, *taken.parts)
         if found:

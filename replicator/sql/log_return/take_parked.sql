@@ -10,3 +10,4 @@ from change_log
 where log_offset between $first and $last
     and case when $lane = 'change_log' then schema_version = 0 else table_name = $lane and schema_version > 0 end
 having count(*) > 0
+returning id
