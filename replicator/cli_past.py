@@ -103,7 +103,7 @@ def _show_trace(found: dict[str, Any]) -> None:
     if len(found["changes"]) == 1:
         _show_change(found["changes"][0])
     elif found["changes"]:
-        table(("offset", "table", "op", "key", "logged", "delivered"), [_line(change) for change in found["changes"]])
+        table(("offset", "table", "op", "key", "logged", "standing"), [_line(change) for change in found["changes"]])
         click.echo("  → name an offset for all that is known of it", err=True)
     for entry in found["rejected"]:
         reason = printable(entry["reason"])

@@ -15,6 +15,9 @@ from replicator.schema import TableSchema, literal, quote_clickhouse
 from replicator.typed import typed_rows_sql
 from replicator.wire import GENERIC_ARROW_SCHEMA, ROW_HASH, arrow_schema, wire_sql
 
+STAND_IN = "__rebuild"
+"""What a rebuild's new tables have behind the table's name, before _log and _state."""
+
 
 @frozen(kw_only=True)
 class Lane:

@@ -16,7 +16,7 @@ from attrs import define, field, frozen
 from replicator.compare import sink_sums_sql
 from replicator.database import Session
 from replicator.errors import SinkMisshapen
-from replicator.lanes import ROW_HASH, Lane, typed_lane
+from replicator.lanes import ROW_HASH, STAND_IN, Lane, typed_lane
 from replicator.model import Checksum, OffsetRange
 from replicator.pieces import pieces, without
 from replicator.rebuild_shape import Shape, added, sums_by_batch
@@ -27,8 +27,6 @@ from replicator.sink import ClickHouseSink
 
 WINDOW_OFFSETS = 100_000
 PARTS_AT_ONCE = 64
-SUFFIX = "__rebuild"
-"""What the name of a stand-in ends with, before _log and _state."""
 
 
 @frozen(kw_only=True)
@@ -60,7 +58,7 @@ class Copy:
 
     @property
     def stand_in(self) -> str:
-        return f"{self.shape.old.name}{SUFFIX}"
+        return f"{self.shape.old.name}{STAND_IN}"
 
     def lane(self, schema_version: int, changes: str = "change_log") -> Lane:
         """Types changes of one version into the stand-in."""

@@ -12,7 +12,7 @@ from replicator import sink_ddl
 from replicator.catalog import Catalog
 from replicator.database import Session, now, statement
 from replicator.failpoints import failpoint
-from replicator.rebuild_copy import SUFFIX
+from replicator.lanes import STAND_IN
 from replicator.schema import TableSchema, quote_clickhouse
 from replicator.sink import ClickHouseSink
 
@@ -38,7 +38,7 @@ class Begun:
 
 def stand_in(schema: TableSchema) -> TableSchema:
     """The table under the name that its new tables have until they take its place."""
-    return evolve(schema, name=f"{schema.name}{SUFFIX}")
+    return evolve(schema, name=f"{schema.name}{STAND_IN}")
 
 
 @define
@@ -85,7 +85,7 @@ class Swap:
         self.move(table, KEPT, DROPPED)
 
     def _drop_tables(self, table: str) -> None:
-        name = f"{table}{SUFFIX}"
+        name = f"{table}{STAND_IN}"
         self.sink.command(f"drop view if exists {quote_clickhouse(f'{name}_feed')} sync")
         for part in ("_state", "_log"):
             self.sink.command(f"drop table if exists {quote_clickhouse(name + part)} sync", settings=NO_LIMIT)

@@ -15,6 +15,7 @@ from attrs import frozen
 from replicator.catalog import Catalog
 from replicator.database import Session, statement
 from replicator.errors import ReplicatorError
+from replicator.lanes import STAND_IN
 from replicator.model import GENERIC_LANE
 from replicator.schema import quote_clickhouse
 from replicator.sink import ClickHouseSink
@@ -102,9 +103,10 @@ class Tracer:
         return named(LEDGER, rows[0]) if rows else None
 
     def _attempts(self, lane: str, change: Answer) -> list[Answer] | None:
-        """Every insert of the offset that ClickHouse's query_log still knows; None where it has none that we may read."""
+        """Every insert of the offset that ClickHouse's query_log still knows, a rebuild's too; None where we may not read it."""
+        target = self.catalog.lane(lane, change["schema_version"]).target
         where = {
-            "prefix": f"{self.pipeline}/{self.catalog.lane(lane, change['schema_version']).target}/",
+            "prefixes": [f"{self.pipeline}/{name}/" for name in (target, f"{lane}{STAND_IN}_log")],
             "since": change["logged_at"][:10],
             "offset": change["offset"],
         }

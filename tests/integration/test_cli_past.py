@@ -84,13 +84,14 @@ def test_trace_names_every_attempt_with_its_time_and_its_query_and_replays_too(
 ) -> None:
     filled(replicator, source)
     assert replicator.command("replay", "--from", "3").code == 0
+    assert replicator.command("rebuild", "trades", "--yes").code == 0
     clickhouse_server.execute("system flush logs")
     found = replicator.command("trace", "3", "--json").json["changes"][0]
     attempts = found["sink"]["attempts"]
     assert found["batch"]["attempt"] == 1
-    assert [(each["attempt"], each["outcome"]) for each in attempts] == [(1, "done"), (1, "done")]
+    assert [(each["attempt"], each["outcome"]) for each in attempts] == [(1, "done")] * 3
     assert attempts[0]["query_id"] == found["sink"]["ledger"]["query_id"] != attempts[1]["query_id"]
-    assert attempts[1]["send"] in found["sink"]["sends"]
+    assert attempts[2]["send"] in found["sink"]["sends"], "what the rebuild sent"
     shown = replicator.command("trace", "3").out
     assert all(each["query_id"] in shown and each["at"] in shown for each in attempts)
     assert "delivered" in shown and "attempt 1" in shown

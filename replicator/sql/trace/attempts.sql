@@ -9,7 +9,8 @@ from (
         toInt64OrZero(splitByChar('-', parts[3])[1]) as first_offset,
         toInt64OrZero(splitByChar('-', parts[3])[2]) as last_offset
     from system.query_log
-    where event_date >= toDate({since:String}) - 1 and current_database = currentDatabase() and type != 'QueryStart' and startsWith(log_comment, {prefix:String})
+    where event_date >= toDate({since:String}) - 1 and current_database = currentDatabase() and type != 'QueryStart'
+        and arrayExists(prefix -> startsWith(log_comment, prefix), {prefixes:Array(String)})
 )
 where first_offset <= {offset:Int64} and last_offset >= {offset:Int64}
 order by query_start_time_microseconds
