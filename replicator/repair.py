@@ -83,7 +83,7 @@ class Repairer:
             plan=evolve(plan, left=plan_for(after).left),
         )
         effect = (
-            f"{before.mismatches} mismatches: sent {report.sent_rows}, removed {report.removed_rows}, put right "
+            f"{before.mismatches} mismatch{'' if before.mismatches == 1 else 'es'}: sent {report.sent_rows}, removed {report.removed_rows}, put right "
             f"{report.log_rows} in the log and {report.state_rows} keys; {after.mismatches} left"
         )
         self._settled(

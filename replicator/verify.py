@@ -23,6 +23,7 @@ from replicator.model import GENERIC_LANE, OffsetRange
 from replicator.schema import TableSchema, quote_clickhouse
 from replicator.sink import ClickHouseSink
 from replicator.verify_breaks import breaks
+from replicator.verify_known import Known
 from replicator.verify_ledger import LedgerComparison, beyond
 from replicator.verify_report import Invariant, Problem, TableResult, VerifyReport, VerifyRequest
 from replicator.verify_rows import RowComparison, Scope
@@ -118,7 +119,7 @@ class Verifier:
             if last < first:
                 scopes[name] = None
                 continue
-            offsets, left_out = OffsetRange(first=first, last=last), tuple(known.get(name, ()))
+            offsets, left_out = OffsetRange(first=first, last=last), known.get(name, Known())
             scopes[name] = Scope(table=name, offsets=offsets, checkpoint=checkpoint, low=low, known=left_out)
         return scopes
 
@@ -134,7 +135,7 @@ class Verifier:
         kept, head = self.session.row(sql, [cutoff]) or (None, None)
         return max(low, kept if kept is not None else (head or 0) + 1)
 
-    def known_ranges(self) -> dict[str, list[OffsetRange]]:
+    def known_ranges(self) -> dict[str, Known]:
         """By table the ranges that are known not to be in the sink: parked or discarded."""
         sql = (
             f"select table_name, first_offset, last_offset from {self.failed_table} "
@@ -143,7 +144,7 @@ class Verifier:
         found: dict[str, list[OffsetRange]] = {}
         for name, first, last in self.session.rows(sql):
             found.setdefault(name, []).append(OffsetRange(first=first, last=last))
-        return found
+        return {name: Known.of(ranges) for name, ranges in found.items()}
 
     def lane(self, name: str, schema_version: int) -> Lane:
         return self.catalog.lane(name, schema_version)

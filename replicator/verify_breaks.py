@@ -18,7 +18,7 @@ from replicator.schema import Column, DeclaredSums, TableSchema, quote, quote_cl
 from replicator.sink import ClickHouseSink
 from replicator.state import as_of_sql
 from replicator.verify_report import Break
-from replicator.verify_rows import Scope, merged_ranges
+from replicator.verify_rows import Scope
 
 BREAKS_MAX = 10_000
 
@@ -78,19 +78,13 @@ def _hashed(columns: Sequence[Column]) -> list[HashedColumn]:
     return [HashedColumn(name=column.name, type=column.type) for column in columns]
 
 
-def _compared_offsets(scope: Scope, column: str) -> str:
-    """The offsets that both sides hold, as a condition: what is parked or discarded is missing in one of them."""
-    wanted = f"{column} between {scope.offsets.first:d} and {scope.offsets.last:d}"
-    left_out = (f" and {column} not between {r.first:d} and {r.last:d}" for r in merged_ranges(scope.known))
-    return wanted + "".join(left_out)
-
-
 def _log_sql(history: Sequence[TableSchema], by: Sequence[Column], summed: Sequence[Column], scope: Scope) -> str:
     group = row_hash_duckdb(_hashed(by)) if by else "0::ubigint"
     names = [f"any_value({quote(column.name)})::varchar" for column in by]
     totals = [f"sum({quote(column.name)})::varchar" for column in summed]
     columns = ", ".join([f"{group} as g", *names, "count(*)::varchar", *totals])
-    rows = as_of_sql(history, str(scope.offsets.last), _compared_offsets(scope, "log_offset"))
+    considered = f"log_offset >= {scope.offsets.first:d} and {scope.known.but_duckdb()}"
+    rows = as_of_sql(history, str(scope.offsets.last), considered)
     return f"select {columns} from ({rows}) group by g"
 
 
@@ -103,7 +97,8 @@ def _sink_sql(schema: TableSchema, by: Sequence[Column], summed: Sequence[Column
     taken = [f"{quote_clickhouse(name)} as c{place}" for place, name in enumerate(wanted)]
     rows = (
         f"select {', '.join([*key, *taken])}, _version, _op from {quote_clickhouse(schema.log_name)} final "
-        f"where _pipeline = {{pipeline:String}} and {_compared_offsets(scope, '_offset')}"
+        f"where _pipeline = {{pipeline:String}} and _offset between {scope.offsets.first:d} and {scope.offsets.last:d} "
+        f"and {scope.known.but_clickhouse('_offset')}"
     )
     # argMax skips NULL unless it comes in a tuple
     latest = [f"argMax(tuple(c{place}), _version).1 as {quote_clickhouse(name)}" for place, name in enumerate(wanted)]

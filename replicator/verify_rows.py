@@ -38,6 +38,7 @@ from replicator.database_errors import UNREADABLE
 from replicator.lanes import Lane
 from replicator.model import Checksum, OffsetRange
 from replicator.sink import ClickHouseSink
+from replicator.verify_known import Known
 from replicator.verify_report import DETAILED_MAX, Batch, Invariant, Problem
 
 SEGMENT_ROWS = 500_000
@@ -59,7 +60,7 @@ class Scope:
     offsets: OffsetRange
     checkpoint: int
     low: int
-    known: tuple[OffsetRange, ...] = ()
+    known: Known
 
     def parameters(self) -> dict[str, Any]:
         return {
@@ -68,8 +69,8 @@ class Scope:
             "last": self.offsets.last,
             "checkpoint": self.checkpoint,
             "low": self.low,
-            "known_firsts": [r.first for r in self.known],
-            "known_lasts": [r.last for r in self.known],
+            "known_firsts": self.known.firsts,
+            "known_lasts": self.known.lasts,
         }
 
 
@@ -259,10 +260,7 @@ class RowComparison:
         self.compared(len(ours.places))
 
     def _left_out(self, places: Offsets) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        mask = places < self.scope.low
-        for known in self.scope.known:
-            mask |= (places >= known.first) & (places <= known.last)
-        return mask
+        return (places < self.scope.low) | self.scope.known.hold(places)
 
     # ── rows sent once that stand there twice ──
 
@@ -271,23 +269,11 @@ class RowComparison:
             return
         where = {"pipeline": self.pipeline, "first": offsets.first, "last": offsets.last}
         found = [at for (at,) in self.sink.rows(sink_doubled_sql(lane, DETAILED_MAX), where)]
-        known = self.scope.known
-        places = [at for at in sorted(found) if not any(r.first <= at <= r.last for r in known)]
+        places = [at for at in sorted(found) if at not in self.scope.known]
         named = {m.offset for m in self.mismatches if m.side is not Side.LOG}
         doubled = np.array([at for at in places if at not in named], np.int64)
         if len(doubled):
             self._take(lane, offsets, [Fault(side=Side.SINK, kind=Difference.DOUBLED, offsets=doubled)])
-
-
-def merged_ranges(ranges: Sequence[OffsetRange]) -> list[OffsetRange]:
-    """The same offsets in as few ranges as they take, in order: of many parked rows most lie side by side."""
-    found: list[OffsetRange] = []
-    for each in sorted(ranges, key=lambda r: r.first):
-        if found and each.first <= found[-1].last + 1:
-            found[-1] = OffsetRange(first=found[-1].first, last=max(found[-1].last, each.last))
-        else:
-            found.append(each)
-    return found
 
 
 def _at_once(segments: Sequence[Segment]) -> Iterator[list[Segment]]:

@@ -17,12 +17,11 @@ from replicator.checksum import HashedColumn, hashed_columns, row_hash_clickhous
 from replicator.column_types import Kind
 from replicator.compare import Difference, Rows, Side, unequal_places
 from replicator.database import Session, statement
-from replicator.model import OffsetRange
 from replicator.schema import TableSchema, quote, quote_clickhouse
 from replicator.sink import ClickHouseSink
 from replicator.typed import key_sql
+from replicator.verify_known import Known
 from replicator.verify_report import StateFault
-from replicator.verify_rows import merged_ranges
 
 KEYS_PER_BUCKET = 64
 BUCKETS_MIN, BUCKETS_MAX = 256, 65_536
@@ -60,7 +59,7 @@ class StateComparison:
     schema: TableSchema
     checkpoint: int
     low: int
-    known: tuple[OffsetRange, ...]
+    known: Known
     exists: bool
     keys: int = 0
 
@@ -204,7 +203,7 @@ class StateComparison:
         return {key: self._truth(offset, latest, digests) for key, offset, latest in rows}
 
     def _truth(self, offset: int | None, latest: int, digests: Mapping[int, tuple[int, int, str]]) -> _Truth:
-        parked = offset is not None and any(r.first <= offset <= r.last for r in self.known)
+        parked = offset is not None and offset in self.known
         if parked or latest > self.checkpoint:
             return _Truth(unsettled=True)
         if offset is None or offset not in digests:
@@ -247,16 +246,13 @@ class StateComparison:
         mine = f"_pipeline = {{pipeline:String}} and k % {passes:d} = {part:d}"
         logged = (
             f"select {k}, max(_version) as wanted, argMax(_key, _version) as last_key from {name} "
-            f"where {mine} and _offset between {self.low:d} and {{last:Int64}}{self._not_known()} group by k"
+            f"where {mine} and _offset between {self.low:d} and {{last:Int64}} and {self.known.but_clickhouse('_offset')} group by k"
         )
         fed = f"select {k}, max(_version) as reached from {state} where {mine} group by k"
         return (
             f"select k, last_key, wanted, reached from ({logged}) as logged left join ({fed}) as fed using (k) "
             f"where wanted > reached limit {FAULTS_MAX:d}"
         )
-
-    def _not_known(self) -> str:
-        return "".join(f" and _offset not between {r.first:d} and {r.last:d}" for r in merged_ranges(self.known))
 
 
 def _kind(truth: _Truth, shown: _Shown | None) -> Difference | None:
