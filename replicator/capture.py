@@ -265,7 +265,9 @@ class Capture:
             self._outdated = True
 
     def _serve(self) -> None:
+        """What was asked, unless nothing can be logged before this run has ended: the next one serves it then."""
         while not self._asked.empty():
+            self._refuse_outdated()
             work, asked = self._asked.get_nowait()
             if asked.set_running_or_notify_cancel():
                 try:
@@ -346,12 +348,15 @@ class Capture:
     def _log(self, append: Append) -> OffsetRange | None:
         failpoint("append.before_commit")
         with self._appending:
-            if self._outdated:
-                raise SourceTurned("a table was declared anew: what was read under its old declaration is read again")
+            self._refuse_outdated()
             logged = self.changelog.append(self.session, append, may_log=self.may_log)
         failpoint("append.after_commit")
         self._publish(append.positions)
         return logged
+
+    def _refuse_outdated(self) -> None:
+        if self._outdated:
+            raise SourceTurned("a table was declared anew: what was read under its old declaration is read again")
 
     def _publish(self, positions: Sequence[StreamPosition]) -> None:
         """Redis witnesses the head before deliver may ship it; when Redis is silent, deliver goes on without.

@@ -46,7 +46,8 @@ def opening_error(path: Path, error: Exception) -> ReplicatorError:
             hint="one process owns the file: stop that one, or ask it over HTTP",
             code="locked",
         )
-    if "not a valid DuckDB" in text or "newer version" in text or "storage version" in text:
+    # A file of another engine (SQLite …) is known by its first bytes, and its extension looked for.
+    if re.search(r"not a valid DuckDB|newer version|storage version|^IO Error: Extension .* not found", text):
         return LogCorrupt(
             f"{path} is not a database that DuckDB {duckdb.__version__} can read: {first_line(error)}",
             hint="name another path, upgrade, or rebuild it with `replicator restore`",

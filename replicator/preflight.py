@@ -10,7 +10,7 @@ from typing import Any
 
 from attrs import asdict, field, frozen
 
-from replicator.client import database_in_use
+from replicator.client import connect
 from replicator.config import Settings
 from replicator.errors import ReplicatorError
 from replicator.free_space import disk_free_bytes
@@ -184,8 +184,8 @@ def _database(settings: Settings) -> Finding:
         warnings.append(f"only {free >> 20} MB are free there, below [retention] min_free_bytes")
     facts = {"free_bytes": free}
     try:
-        if database_in_use(settings):
-            text = f"{path} is in use by a running service"
+        if service := connect(settings):  # raises where the holder is no service that answers
+            text = f"{path} is in use by the service that runs at {service.url}"
         elif path.exists():
             text = _opened(settings)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import threading
@@ -100,6 +101,22 @@ def test_migrate_without_clickhouse_does_the_file_and_says_so(replicator: Replic
 
 
 # ── reaching the service ──
+
+
+def test_check_does_not_take_another_holder_of_the_file_for_the_service(replicator: Replicator) -> None:
+    replicator.database_path.parent.mkdir(exist_ok=True)
+    replicator.database_path.touch()
+    with replicator.database_path.open("rb+") as held:
+        fcntl.lockf(held, fcntl.LOCK_EX)
+        done = replicator.command("check", "--json")
+    assert done.code == 3
+    [found] = [c for c in done.json["connections"] if c["part"] == "DuckDB"]
+    assert not found["ok"] and "no replicator answers" in found["text"], found
+    replicator.database_path.unlink()
+    replicator.start()
+    done = replicator.command("check", "--json")
+    [found] = [c for c in done.json["connections"] if c["part"] == "DuckDB"]
+    assert found["ok"] and "the service that runs at http://" in found["text"], found
 
 
 def test_commands_say_when_the_holder_of_the_file_is_no_service_they_can_reach(replicator: Replicator) -> None:

@@ -78,6 +78,17 @@ def test_what_fits_by_now_is_logged_once_at_a_new_offset(room: TablesRoom) -> No
     room.assert_verified()
 
 
+def test_a_retry_after_a_table_was_declared_anew_waits_for_the_capture_that_knows_it(room: TablesRoom) -> None:
+    room.put("orders", [{"id": 1, "n": 1000}])
+    room.wait_logged()
+    room.reload(WIDE)
+    with room.service.capture.between_appends():  # as a rebuild does
+        pass
+    assert retry(room) == {1: ("resolved", None)}
+    room.wait_delivered()
+    assert room.both("select id, n from orders") == [(1, 1000)]
+
+
 def test_a_readmitted_entry_claims_its_idempotency_key(room: TablesRoom) -> None:
     room.put("orders", [{"id": 1, "n": 1000}], id="given")
     room.wait_delivered()

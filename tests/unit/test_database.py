@@ -67,7 +67,11 @@ def test_a_file_that_another_process_owns_is_refused_with_its_number(tmp_path: P
     opened(path).close()
 
 
-@pytest.mark.parametrize("content", [b"hello, this is no database\n" * 500, b"\x00" * 12288], ids=["a text", "zeros"])
+@pytest.mark.parametrize(
+    "content",
+    [b"hello, this is no database\n" * 500, b"\x00" * 12288, b"SQLite format 3\0".ljust(8192, b"\0")],
+    ids=["a text", "zeros", "SQLite"],
+)
 def test_what_is_no_database_is_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "log.duckdb"
     path.write_bytes(content)
