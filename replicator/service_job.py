@@ -56,6 +56,7 @@ class Job:
     cancelled: bool = False
     yields: bool = False
     """Whether it was begun by the schedule, and ends for what somebody asks for."""
+    made_room: bool = False
     ended: threading.Event = field(factory=threading.Event)
     started_at: float = field(factory=time.time)
 
@@ -138,7 +139,7 @@ class Jobs:
             if left <= 0:
                 return
             self.stop.wait(min(left, 0.5))
-        how = "made room for one that was asked for" if job.yields else "was cancelled"
+        how = "made room for one that was asked for" if job.made_room else "was cancelled"
         raise Cancelled(f"the {NOUNS[job.kind]} {how}" if job.cancelled else "the service stops")
 
     def _taken(self, kind: str, *, yields: bool = False) -> tuple[Job, list[Job]]:
@@ -150,7 +151,7 @@ class Jobs:
                 if yields or not other.yields:
                     raise UsageError(f"a {NOUNS[other.kind]} is running already", hint=_how_to_end(other), code="busy")
             for other in others:
-                other.cancelled = True
+                other.made_room = other.cancelled = True
             job = self.latest[kind] = Job(kind=kind, yields=yields)
             self.recent.append(job)
             return job, others
