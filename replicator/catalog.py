@@ -7,7 +7,7 @@ is not as it should be is noticed before a row is sent to it. Never alters a tab
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from attrs import define, evolve, field, frozen
 
@@ -278,6 +278,18 @@ class Catalog:
 def declared_schema(table: TableConfig) -> TableSchema:
     """A table as it is configured. Raises ConfigError with every problem."""
     return table_schema(table.name, table.columns, table.key, table.on_unknown_field)
+
+
+def refuse_undeclarable(tables: Iterable[TableConfig]) -> None:
+    """What no start would take, found without a database. Raises ConfigError with every problem of every table."""
+    problems: list[str] = []
+    for table in tables:
+        try:
+            declared_sums(declared_schema(table), table.sums, table.by)
+        except ConfigError as error:
+            problems += [f"replicator.toml: [[tables]] {table.name}: {problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError(problems)
 
 
 def add_schema(session: Session, schema: TableSchema, *, rebuilt: bool) -> None:

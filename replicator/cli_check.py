@@ -23,9 +23,11 @@ def check_command(context: click.Context, no_connect: bool, as_json: bool) -> No
     """Print the resolved settings (secrets hidden) with the part that consumes each, try Redis, ClickHouse and the
     DuckDB file, warn of what will hurt, and print the grants and the Redis ACL to give.
     """
-    from replicator.preflight import clickhouse_grants, inspect, redis_acl  # noqa: PLC0415 - loads the drivers
+    from replicator.catalog import refuse_undeclarable  # noqa: PLC0415 - loads the drivers
+    from replicator.preflight import clickhouse_grants, inspect, redis_acl  # noqa: PLC0415
 
     settings = settings_of(context)
+    refuse_undeclarable(settings.tables)
     found = [] if no_connect else inspect(settings)
     explained = settings.explain()
     done: dict[str, Any] = {

@@ -24,6 +24,8 @@ _NAMED_FLOATS = ("NaN", "Infinity", "-Infinity")
 _INSTANT = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})[T ]([0-9]{2}:[0-9]{2}(?::[0-9]{2})?)(?:\.([0-9]{1,9}))?(Z|[+-](?:0[0-9]|1[0-5])(?::?[0-5][0-9])?)?"
 )
+_COLUMN_NAME = re.compile(r"[^\W_][\w -]*")
+"""As the configuration takes it."""
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _FIRST_YEAR, _LAST_YEAR, _LAST_YEAR_IN_NANOSECONDS = 1900, 2299, 2262
 """What both sides hold (see `typed_text`); the edges themselves are left out, as an offset could cross them."""
@@ -241,8 +243,8 @@ def _undeclarable(names: Sequence[str]) -> dict[str, str]:
     reasons: dict[str, str] = {}
     seen: dict[str, str] = {}
     for name in names:
-        if not name or name.startswith("_") or "\0" in name:
-            reasons[name] = "no column has such a name: it stays in the payload"
+        if len(name) > 120 or not _COLUMN_NAME.fullmatch(name):
+            reasons[name] = "no column can have this name: it stays in the payload"
         elif (other := seen.setdefault(name.lower(), name)) != name:
             reasons[name] = f"differs from {_toml_string(other)} only in case: it stays in the payload"
     return reasons

@@ -32,7 +32,13 @@ _RESERVED_TABLES = frozenset(
         "meta",
         "schema_migrations",
         "replicator_batches",
-        "event_ids",
+        "claimed_ids",
+        "fold_positions",
+        "log_returns",
+        "rebuild_keys",
+        "rebuilds",
+        "removed_rows",
+        "replays",
     )
 )
 _TABLE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
@@ -165,12 +171,8 @@ def table_schema(
 ) -> TableSchema:
     """A checked schema from what the configuration says; raises ConfigError with every problem found."""
     problems = list(_name_problems(name))
-    parsed: list[Column] = []
-    for column_name, declared in columns.items():
-        try:
-            parsed.append(_column(column_name, declared))
-        except ConfigError as error:
-            problems += [f"column {column_name!r}: {problem}" for problem in error.problems]
+    parsed, wrong = parse_columns(columns)
+    problems += wrong
     problems += _set_problems(list(columns), key, parsed)
     if on_unknown_field not in tuple(OnUnknownField):
         problems.append(f"on_unknown_field = {on_unknown_field!r}: choose 'keep' or 'reject'")
@@ -183,6 +185,17 @@ def table_schema(
         on_unknown_field=OnUnknownField(on_unknown_field),
         schema_version=schema_version,
     )
+
+
+def parse_columns(columns: Mapping[str, str | Mapping[str, object]]) -> tuple[list[Column], list[str]]:
+    """The columns that are declared well, and what is wrong with the others."""
+    parsed, problems = [], []
+    for name, declared in columns.items():
+        try:
+            parsed.append(_column(name, declared))
+        except ConfigError as error:
+            problems += [f"column {name!r}: {problem}" for problem in error.problems]
+    return parsed, problems
 
 
 def table_name_problems(names: Sequence[str]) -> list[str]:

@@ -28,7 +28,13 @@ from replicator.config.layers import (
     read_variables,
 )
 from replicator.config.resolve import Resolver
-from replicator.config.tables import check_failed_sync_table, explain_tables, read_tables, resolve_streams
+from replicator.config.tables import (
+    check_failed_sync_table,
+    column_problems,
+    explain_tables,
+    read_tables,
+    resolve_streams,
+)
 from replicator.config.values import (
     PROFILE_SECTIONS,
     REPLICATOR_SECTIONS,
@@ -85,7 +91,8 @@ def load_settings(config_dir: Path, *, environ: Mapping[str, str] = os.environ) 
         resolver.warn(f"{config_dir}: defaults stand in for the missing {', '.join(absent)}")
     settings = _resolve(resolver, directory, files)
     if findings.problems:
-        raise ConfigError(findings.problems)
+        also = column_problems(str(files[PIPELINE_FILE].path), settings.tables)
+        raise ConfigError([*findings.problems, *also])
     return settings
 
 

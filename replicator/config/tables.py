@@ -5,7 +5,7 @@ Names and keys only; what a column's type means is ``schema``'s to say.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from attrs import evolve
@@ -29,7 +29,13 @@ RESERVED_NAMES = frozenset(
         "meta",
         "schema_migrations",
         "table_schemas",
-        "event_ids",
+        "claimed_ids",
+        "fold_positions",
+        "log_returns",
+        "rebuild_keys",
+        "rebuilds",
+        "removed_rows",
+        "replays",
     }
 )
 """Tables of ours that no declared table may be named after; so is everything that begins with ``replicator_``."""
@@ -52,6 +58,17 @@ def read_tables(resolver: Resolver, document: Document) -> tuple[TableConfig, ..
             _check_columns(resolver, document, table)
     _check_names(resolver, document, tables)
     return tuple(tables)
+
+
+def column_problems(path: str, tables: Iterable[TableConfig]) -> list[str]:
+    """What is wrong with the columns' types. Loads Arrow, so it is asked only where something else is wrong already."""
+    from replicator.schema import parse_columns  # noqa: PLC0415 - commands that only ask the service need none of it
+
+    return [
+        f"{path} [{section_of(table.name)}] columns: {problem}"
+        for table in tables
+        for problem in parse_columns(table.columns)[1]
+    ]
 
 
 def _read_table(resolver: Resolver, document: Document, index: int, entry: dict[str, Any]) -> TableConfig | None:

@@ -32,6 +32,14 @@ def test_check_tries_every_connection_and_hides_secrets(
     assert clickhouse_server.password not in replicator.command("check").out
 
 
+def test_check_refuses_tables_that_no_start_would_take_with_every_problem(replicator: Replicator) -> None:
+    tables = '[[tables]]\nname = "{}"\nkey = ["id"]\n[tables.columns]\nid = "{}"\nx = "{}"\n'
+    replicator.configure(sections=tables.format("a", "DOUBLE", "TIME") + tables.format("b", "BIGINT", "INTERVAL"))
+    done = replicator.command("check")
+    assert done.code == 2
+    assert [part for part in ("'TIME'", "key column 'id'", "'INTERVAL'") if part not in done.err] == [], done.err
+
+
 def test_check_says_what_does_not_answer_and_tries_the_rest(replicator: Replicator) -> None:
     replicator.environment["REDIS_URL"] = f"redis://127.0.0.1:{free_port()}"
     replicator.environment["CLICKHOUSE_PASSWORD"] = "wrong-password"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,23 @@ from hypothesis import strategies as st
 
 from replicator.config import Settings, load_settings
 from replicator.config.resolve import SECTIONS
+from replicator.config.templates import migrations_dir
 from replicator.config.values import written_keys
 from replicator.errors import ConfigError
+from replicator.schema import table_schema
+
+OURS = sorted(
+    {
+        *(
+            name
+            for file in (migrations_dir() / "duckdb").glob("*.sql")
+            for name in re.findall(r"^create table (\w+)", file.read_text(), re.MULTILINE | re.IGNORECASE)
+        ),
+        "meta",
+        "schema_migrations",
+    }
+)
+"""The tables of the DuckDB file."""
 
 
 @pytest.fixture
@@ -173,6 +189,20 @@ def test_a_bad_table_is_refused(room: Room, content: str, parts: tuple[str, ...]
     problem = room.problem_with(PIPELINE, content)
     for part in (str(room.directory / PIPELINE), *parts):
         assert part in problem
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_table_cannot_take_the_name_of_one_of_ours(room: Room, name: str) -> None:
+    room.write(PIPELINE, _table(name))
+    assert any("is the name of a table of ours" in problem for problem in room.problems())
+    with pytest.raises(ConfigError, match="own tables"):
+        table_schema(name, {"id": "BIGINT"}, ["id"])
+
+
+def test_types_that_cannot_be_are_reported_with_all_the_rest(room: Room) -> None:
+    room.write(PIPELINE, "[serve]\nport = 99999\n" + _table(columns='id = "BIGINT"\nx = "DECIMAL(50,2)"\ny = "TIME"'))
+    found = room.problems()
+    assert [part for part in ("port", "'x'", "'y'") if not any(part in problem for problem in found)] == []
 
 
 def test_a_reader_that_would_write_is_refused(room: Room) -> None:
