@@ -28,7 +28,7 @@ from replicator.operations import Operations
 from replicator.page_feed import PageFeed
 from replicator.server import HttpServer
 from replicator.server_tokens import Tokens, ensure_tokens
-from replicator.service import Service, build_sink
+from replicator.service import STOP_SECONDS, Service, build_sink
 from replicator.service_job import Jobs
 from replicator.service_snapshot import Snapshots
 from replicator.service_verify import Verification
@@ -51,7 +51,7 @@ PARTS = (
 )
 """Modules that add to the HTTP interface: ``make_router(running, doors)`` returns an APIRouter. Mounted where present."""
 ATTEND_SECONDS = 0.5
-EXPORT_SECONDS_MAX = 4.0
+EXPORT_SECONDS_MIN, EXPORT_SECONDS_MAX = 1.0, 4.0
 PROBE_TIMEOUT_SECONDS = 20.0
 
 log = structlog.get_logger(__name__)
@@ -203,14 +203,15 @@ class RunningService:
             systemd.notify("READY=1")
             self._attend()
             systemd.notify("STOPPING=1")
+            deadline = time.monotonic() + STOP_SECONDS
             self.http.stop()
-            service.shut_down()
-            self._stop_exporting()
+            service.shut_down(deadline=deadline)
+            self._stop_exporting(deadline)
         if service.fatal is not None:
             raise service.fatal
 
-    def _stop_exporting(self) -> None:
-        """A collector that does not answer keeps the process for seconds at most."""
+    def _stop_exporting(self, deadline: float) -> None:
+        """A collector that does not answer keeps the process for a few seconds at most, and for one beyond the deadline."""
         closing = [
             threading.Thread(target=each.close, name="exporting-ends", daemon=True)
             for each in (self.tracing, self.metrics)
@@ -218,7 +219,8 @@ class RunningService:
         ]
         for thread in closing:
             thread.start()
-        deadline = time.monotonic() + EXPORT_SECONDS_MAX
+        clock = time.monotonic()
+        deadline = min(max(deadline, clock + EXPORT_SECONDS_MIN), clock + EXPORT_SECONDS_MAX)
         for thread in closing:
             thread.join(max(0.0, deadline - time.monotonic()))
 

@@ -52,7 +52,8 @@ from replicator.upkeep import Upkeep
 RESTART_SECONDS = (0.5, 1, 2, 5, 10, 30)
 STEADY_SECONDS = 60
 """A loop that ran so long is steady again: its next failure waits the shortest time."""
-STOP_SECONDS = 10
+STOP_SECONDS = 7
+"""What the loops get of the ten seconds that a stop may take; the process needs some itself to end."""
 FATAL = (LogCorrupt, OwnershipLost, ConfigError)
 SILENT = (SourceUnavailable, SinkUnavailable, OutcomeUnknown)
 
@@ -199,13 +200,13 @@ class Service:
         if self.fatal is not None:
             raise self.fatal
 
-    def shut_down(self) -> None:
-        """Stop the loops within ten seconds and close the file. What was in flight is settled at the next start."""
+    def shut_down(self, *, deadline: float | None = None) -> None:
+        """Stop the loops by then and close the file. What was in flight is settled at the next start."""
         self.stop.set()
         self.ownership.wake()
         with self.progress.appended:
             self.progress.appended.notify_all()
-        deadline = time.monotonic() + STOP_SECONDS
+        deadline = deadline or time.monotonic() + STOP_SECONDS
         for thread in self._threads:
             thread.join(max(0.1, deadline - time.monotonic()))
         late = [thread.name for thread in self._threads if thread.is_alive()]
