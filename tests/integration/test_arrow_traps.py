@@ -14,10 +14,12 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from clickhouse_connect.driver.exceptions import DatabaseError
 from tables_room import TablesRoom
 
 from replicator import Producer
 from replicator.embedded.clickhouse import ClickHouse
+from replicator.sink import INSERT_SETTINGS
 from replicator.wire import conform
 
 TRAPS = """
@@ -127,6 +129,10 @@ def test_a_batch_that_clickhouse_would_bend_is_refused_before_it_is_sent(room: T
     for wrong in (batch.drop_columns(["small"]), batch.append_column("extra", batch["small"])):
         with pytest.raises(ValueError, match=r"'(small|extra)'"):
             conform(wrong, lane.arrow)
+    blank = batch.set_column(batch.column_names.index("_op"), "_op", bent["_op"])
+    with pytest.raises(DatabaseError, match="349"):  # what conform let pass, the settings of an insert would not blank
+        service.sink.client().insert_arrow("traps_log", blank, settings=INSERT_SETTINGS)
+    assert room.clickhouse("select count() from traps_log where _op = ''") == [(0,)]
     taken = batch.set_column(batch.column_names.index("small"), "small", bent["small"]).drop_columns(["money"])
     service.sink.client().insert_arrow("traps_log", taken)
     assert room.clickhouse("select small, money from traps_log final") == [(1, None)], "the trap is real"
