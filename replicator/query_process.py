@@ -28,6 +28,8 @@ MEMORY_SHARE = 16
 """Each process lets DuckDB have one part in so many of the machine's memory, within the bound above."""
 TEMP_MB_MAX = 20_000
 INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZDIR", "PYTHONHOME", "COVERAGE_PROCESS_START")
+OWN = {"ARROW_DEFAULT_MEMORY_POOL": "system"}
+"""Arrow's own allocator reserves a gigabyte at its start, which would count as taken."""
 
 
 @define(eq=False)
@@ -55,7 +57,7 @@ class QueryProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={name: os.environ[name] for name in INHERITED if name in os.environ},
+            env={name: os.environ[name] for name in INHERITED if name in os.environ} | OWN,
             start_new_session=True,
         )
         return cls(process=process, directory=own)

@@ -6,7 +6,10 @@ import csv
 import io
 import json
 import os
+import re
+import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,7 +28,7 @@ from replicator.errors import UsageError
 from replicator.model import CHANGE_SCHEMA, REJECTION_SCHEMA, EntryId, StreamPosition
 from replicator.query import OPEN_MAX, Ask, Queries, QueriesBusy, QueryFailed
 from replicator.query_formats import DUCKDB_TYPE
-from replicator.query_process import QueryProcesses
+from replicator.query_process import MEMORY_MB_MAX, MEMORY_SHARE, QueryProcesses
 from replicator.query_question import Format
 from replicator.readonly import QueryRefused
 
@@ -367,6 +370,17 @@ def test_the_process_inherits_no_secret(queries: Queries, monkeypatch: pytest.Mo
     environment = Path(f"/proc/{query._process.process.pid}/environ")
     assert not environment.exists() or b"s3cret" not in environment.read_bytes()
     assert b"".join(query.pieces())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the process's own bound is set on Linux alone")
+def test_duckdbs_limit_is_met_before_the_processs_own(queries: Queries) -> None:
+    """What the process's libraries reserve at their start must not eat the room that DuckDB may use."""
+    assert answer(queries, "select count(*) n from change_log") == [{"n": 0}]
+    pid = queries.processes._idle[0].process.pid
+    taken_mb = int(re.findall(r"VmData:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[0]) >> 10
+    soft, _ = resource.prlimit(pid, resource.RLIMIT_DATA)
+    room_mb = (os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20) // MEMORY_SHARE
+    assert (soft >> 20) - taken_mb >= min(MEMORY_MB_MAX, room_mb)
 
 
 def test_a_producer_can_wait_for_its_own_entry(queries: Queries) -> None:
