@@ -11,6 +11,7 @@ SOAKS = {
     "faults": "spoil both connections in every way there is",
     "outage": "take ClickHouse away for minutes under load",
     "simulate": "the simulation: seeds, faults and a model, for as many steps as asked",
+    "readers": "programs in Python, Rust and curl read while the writer is at full speed",
     "retention": "millions of changes through a log and a Redis that keep few of them",
 }
 

@@ -123,5 +123,5 @@ def _show(figures: dict[str, Any]) -> None:
     table = Table("figure", "value", title=f"{figures['soak']}, {figures['started_at']}")
     for name, value in figures.items():
         for label, each in value.items() if isinstance(value, dict) else [("", value)]:
-            table.add_row(f"{name} {label}".strip(), "\n".join(each) if isinstance(each, list) else str(each))
+            table.add_row(f"{name} {label}".strip(), "\n".join(map(str, each)) if isinstance(each, list) else str(each))
     Console().print(table)

@@ -7,30 +7,22 @@ allow to be deleted may go after seconds here; everything else is as it ships.
 from __future__ import annotations
 
 import io
-import multiprocessing
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
-import structlog
 from attrs import define, field
 from pipeline_room import PipelineRoom
 
 from ops.soak.report import Report, bar, close
+from ops.soak.serving import Serving
 from ops.soak.stage import Stage, stage
-from replicator.client import connect
-from replicator.config import load_settings
 from replicator.errors import ReplicatorError
-from replicator.running import RunningService
 
 ROWS = 20_000
 """Changes in one Arrow entry."""
@@ -39,7 +31,6 @@ ENTRIES_WAITING_MAX = 50
 KEYS = 50_000
 SETTLED_SECONDS = 20.0
 SAMPLES = 20
-PATIENCE_SECONDS = 3_600
 SECTIONS = """
 [retention]
 max_bytes = {bytes}
@@ -68,15 +59,6 @@ def main(changes: int, log_mb: int, as_json: bool) -> None:
     sys.exit(close(report, as_json))
 
 
-def _serve(config: Path, environment: Mapping[str, str]) -> None:
-    """The child: the whole service, in which a delivery is settled after seconds."""
-    log = (config.parent / "service.log").open("a", buffering=1)
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(log))
-    running = RunningService.build(load_settings(config, environ=environment), lambda: load_settings(config))
-    running.service.keeping.retention.settled_seconds = SETTLED_SECONDS
-    running.run()
-
-
 @define
 class Pruned:
     """One run, from an empty log to a verified end."""
@@ -85,6 +67,7 @@ class Pruned:
     report: Report
     show: Any
     room: PipelineRoom = field(init=False)
+    serving: Serving = field(init=False)
     samples: list[dict[str, float]] = field(factory=list)
     last: Any = None
     """The quantity that each key was given last."""
@@ -95,15 +78,17 @@ class Pruned:
         text = path.read_text().replace("[redis]\n", '[redis]\ntrim = "confirmed"\n')
         text = text.replace("connect_timeout_sec = 2", "connect_timeout_sec = 30")
         path.write_text(text + SECTIONS.format(bytes=log_mb << 20))
+        self.serving = Serving(room=self.room, report=self.report, settled_seconds=SETTLED_SECONDS)
         self.last = np.full(KEYS, -1, dtype=np.int64)
-        with self._serving():
-            self._until(lambda status: status is not None, "the service is up")
+        with self.serving.up():
             began = time.monotonic()
             self._write(changes)
             self.report.figures["changes_per_second"] = round(changes / (time.monotonic() - began))
-            self._until(lambda s: s["log"]["head_offset"] == changes and s["sink"]["lag_changes"] == 0, "all delivered")
+            self.serving.until(
+                lambda s: s["log"]["head_offset"] == changes and s["sink"]["lag_changes"] == 0, "all delivered"
+            )
             self._verified()
-            status = self._status()
+            status = self.serving.status()
         self._figures(status)
         self._compare(changes, status)
 
@@ -121,7 +106,7 @@ class Pruned:
 
     def _sample(self, written: int) -> None:
         try:
-            status = self._status()
+            status = self.serving.status()
         except ReplicatorError:  # a machine so busy that it does not answer in time: one sample less
             return
         used = self.room.source.info("memory")["used_memory"]
@@ -134,55 +119,18 @@ class Pruned:
         self.samples.append(sample)
         self.show(completed=written, now=str(sample))
 
-    # ── the service ──
-
-    @contextmanager
-    def _serving(self) -> Iterator[None]:
-        config = self.room.directory / "config"
-        spawn = multiprocessing.get_context("spawn")
-        service = spawn.Process(target=_serve, args=(config, self.room.environment), daemon=True)
-        service.start()
-        try:
-            yield
-            service.terminate()
-            service.join(60)
-            if service.exitcode:
-                self.report.wrong.append(f"the service ended with exit code {service.exitcode}")
-        finally:
-            service.kill()
-
-    def _ask(self, ask: Any) -> Any:
-        client = connect(load_settings(self.room.directory / "config", environ=self.room.environment))
-        assert client is not None
-        return ask(client)
-
-    def _status(self) -> dict[str, Any]:
-        found: dict[str, Any] = self._ask(lambda client: client.get("/api/v1/status"))
-        return found
-
-    def _until(self, holds: Any, what: str) -> None:
-        deadline, wait = time.monotonic() + PATIENCE_SECONDS, threading.Event()
-        while time.monotonic() < deadline:
-            try:
-                if holds(self._status()):
-                    return
-            except (ReplicatorError, AssertionError):  # it is not up yet
-                pass
-            wait.wait(0.5)
-        raise AssertionError(f"not within {PATIENCE_SECONDS} s: {what}")
-
     def _verified(self) -> None:
         """Every row that both sides still hold, and every key."""
         job = None
         while job is None:
             try:
-                job = self._ask(lambda client: client.post("/api/v1/verify", {}))
+                job = self.serving.ask(lambda client: client.post("/api/v1/verify", {}))
             except ReplicatorError:  # one on schedule is running
                 time.sleep(1)
         path = f"/api/v1/verify/{job['id']}"
         while job["state"] == "running":
             time.sleep(1)
-            job = self._ask(lambda client: client.get(path))
+            job = self.serving.ask(lambda client: client.get(path))
         mismatches = int(job["result"]["mismatches"]) if job["result"] else -1
         self.report.figures["verify_mismatches"] = mismatches
         if mismatches:
