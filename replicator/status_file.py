@@ -64,17 +64,25 @@ def read_records(session: Session, failed_table: str) -> Records:
     """Everything counted in one query; ``failed_table`` is quoted."""
     row = session.row(statement("status/records").replace("failed_syncs", failed_table))
     assert row is not None
-    open_failed, rows, failed_since, parked_since, rejected, gaps, lost, changes = row
+    open_failed, rows, failed_since, copied_since, rejected, gaps, lost, changes = row
     parked = dict(session.rows(statement("status/parked").replace("failed_syncs", failed_table)))
     age = None if failed_since is None else max(0.0, time.time() - failed_since)
     return Records(
         failed=FailedStatus(open=open_failed, rows=rows, oldest_age_seconds=age),
-        parked_since=parked_since,
+        parked_since=None if not open_failed else _parked_since(session, failed_table, failed_since, copied_since),
         rejected=RejectedStatus(open=rejected),
         gaps=GapStatus(open=gaps, entries_lost=lost),
         changes=changes,
         parked=parked,
     )
+
+
+def _parked_since(session: Session, failed_table: str, *known: float | None) -> float | None:
+    """When the oldest parked change was logged; where it is not in the log any more, what is ``known`` of it."""
+    ranges = session.rows(statement("status/parked_ranges").replace("failed_syncs", failed_table))
+    logged = statement("status/logged_at")
+    found = [session.row(logged, {"lane": lane, "first": first, "last": last}) for lane, first, last in ranges]
+    return min((at for at in [*known, *(row[0] for row in found if row)] if at is not None), default=None)
 
 
 @define

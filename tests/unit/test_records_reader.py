@@ -76,3 +76,25 @@ def test_an_age_that_grows_is_never_held(session: Session) -> None:
     first, second = (reader.read(session, "failed_syncs")[0].failed.oldest_age_seconds for _ in range(2))
     assert first is not None and second is not None and second >= first > 3000
     assert reader.reads == 2
+
+
+def test_a_parked_range_is_as_old_as_the_oldest_change_of_its_own_lane(session: Session) -> None:
+    session.execute(
+        "insert into change_log by name select offset_ as log_offset, offset_ as version, table_ as table_name, 'u' as op, "
+        "'k' as key, 1 as schema_version, timestamp '2026-01-01' + to_seconds(offset_) as logged_at, 's' as stream, "
+        "1 as stream_epoch, '1-1' as entry_id, 0 as entry_row "
+        "from (values (1, 'orders'), (2, 'orders'), (3, 'trades'), (4, 'trades'), (5, 'orders')) changes(offset_, table_)"
+    )
+    session.execute(
+        "insert into failed_syncs by name select 1 as id, 'trades' as table_name, 1 as first_offset, 4 as last_offset, "
+        "2 as row_count, 'outage' as reason, 'refused' as error_message, 3 as attempts, "
+        "timestamp '2026-02-01' as first_failed_at, timestamp '2026-02-01' as last_failed_at, 'open' as status"
+    )
+    reader = RecordsReader()
+    ((third,),) = session.rows("select epoch(logged_at) from change_log where log_offset = 3")
+    assert reader.read(session, "failed_syncs")[0].parked_since == third
+    session.execute("delete from change_log where log_offset <= 4")
+    ((failed,),) = session.rows("select epoch(first_failed_at) from failed_syncs")
+    assert reader.read(session, "failed_syncs")[0].parked_since == failed
+    session.execute("update failed_syncs set status = 'resolved'")
+    assert reader.read(session, "failed_syncs")[0].parked_since is None

@@ -4,8 +4,8 @@ select
     (select coalesce(sum(row_count), 0)::bigint from failed_syncs where status = 'open'),
     (select epoch(min(first_failed_at)) from failed_syncs where status = 'open'),
     (
-        select epoch(min(least(f.first_failed_at, c.logged_at)))
-        from failed_syncs f left join change_log c on c.log_offset = f.first_offset
+        select epoch(min(p.logged_at))
+        from parked_changes p join failed_syncs f on p.failed_sync_id = f.id
         where f.status = 'open'
     ),
     (select count(*) from rejected_entries where status = 'open'),
