@@ -35,7 +35,8 @@ SCAN_OFFSETS_MAX = 2_000_000
 IDLE_SECONDS = 0.2
 SCANS_PER_AGE = 5
 """How often new changes are looked for within the time they may wait."""
-FINISH_SECONDS = 8
+FINISH_SECONDS = 5
+"""What is in flight gets at a stop: less than the loops have to end in, so that the file is closed by its owner."""
 WORKERS = 4
 
 log = structlog.get_logger(__name__)
@@ -128,6 +129,8 @@ class Deliver:
             state.trials[batch.batch_id] = Trial(ask_first=True)
             state.checkpoint = min(state.checkpoint, batch.offsets.first - 1)
         self.scanned = self._idle_saved = min((state.scanned for state in self.lanes.values()), default=0)
+        for lane, offsets, parked in self.ledger.bisected(self.session):
+            self.state(lane).bisected, self.state(lane).parked_rows = offsets, parked
         for failed in self.ledger.open_failures(self.session):
             if failed.reason == "outage":
                 self.add_redrive(failed)
@@ -203,7 +206,6 @@ class Deliver:
         for name, offset in idle.items():
             self.lanes[name].checkpoint, self.lanes[name].stored = offset, True
         for state, batch in zip(ready, batches, strict=True):
-            state.parked_rows = state.parked_rows if state.frozen else 0
             state.frozen.append(batch)
         if batches:
             failpoint("freeze.after")

@@ -113,7 +113,10 @@ def _done_with(state: LaneState, redrive: Redrive) -> None:
 
 def _bisect(deliver: Deliver, state: LaneState, batch: Batch, redrive: Redrive | None, error: ReplicatorError) -> None:
     """Have a worker look for what is at fault; `after_bisection` takes its answer."""
-    within = state.parked_rows < PARKED_ROWS_MAX
+    if _counts(redrive) and not (state.bisected and state.bisected.contains(batch.offsets)):
+        state.bisected, state.parked_rows = batch.offsets, 0
+        deliver.ledger.begin_bisection(deliver.session, batch)
+    within = state.parked_rows < PARKED_ROWS_MAX or not _counts(redrive)
     bisection = Bisection(
         lane=deliver.settings.lane(batch.lane, batch.schema_version),
         batch=batch,
@@ -143,19 +146,24 @@ def after_finding(deliver: Deliver, state: LaneState, batch: Batch, redrive: Red
     """One row is at fault: it is parked with a copy, and the others go on; but not for ever."""
     assert found.error is not None
     failure = _failure(ParkReason.REJECTED, found.error, state.trial(batch).retries + 1)
+    if _counts(redrive) and state.parked_rows >= PARKED_ROWS_MAX:
+        reason = f"{state.parked_rows} rows of one batch are parked and more are refused: {found.error.message}"
+        stop_lane(deliver, state, SinkRejected(reason, hint="mend the table; `failed list` shows the rows"))
+        return
     if redrive is not None:
         deliver.ledger.reject_failed(deliver.session, redrive.failed, failure)
         _done_with(state, redrive)
-        state.answered()
-    elif state.parked_rows >= PARKED_ROWS_MAX:
-        reason = f"{state.parked_rows} rows of one batch are parked and more are refused: {found.error.message}"
-        stop_lane(deliver, state, SinkRejected(reason, hint="mend the table; `failed list` shows the rows"))
     else:
         deliver.ledger.park(deliver.session, batch, failure)
         failpoint("park.after")
         _off_the_main_path(state, batch)
-        state.parked_rows += 1
-        state.answered()
+    state.parked_rows += _counts(redrive)
+    state.answered()
+
+
+def _counts(redrive: Redrive | None) -> bool:
+    """Whether a row refused now is parked for the first time: one that an operator tries again is parked already."""
+    return redrive is None or redrive.failed.reason is not ParkReason.REJECTED
 
 
 def _failure(reason: ParkReason, error: ReplicatorError, attempts: int) -> Failure:

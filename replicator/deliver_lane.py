@@ -128,8 +128,10 @@ class LaneState:
     try_at: float = 0.0
     circuit: Circuit = Circuit.CLOSED
     stopped_reason: str = ""
+    bisected: OffsetRange | None = None
+    """The batch that was cut last: its parts lie within."""
     parked_rows: int = 0
-    """Rows parked of the batch that is being bisected."""
+    """Rows parked of it."""
 
     # ── what is pending ──
 

@@ -96,6 +96,11 @@ class Ledger:
             for id, name, first, last, count, reason, attempts, version in rows
         ]
 
+    def bisected(self, session: Session) -> list[tuple[str, OffsetRange, int]]:
+        """Each lane's batch that was cut last, and how many rows of it are parked."""
+        rows = session.rows(statement("ledger/bisected", self.failed_table))
+        return [(lane, OffsetRange(first=first, last=last), parked) for lane, first, last, parked in rows]
+
     # ── writing; each call is one durable step ──
 
     def advance(
@@ -131,6 +136,13 @@ class Ledger:
                 self._store_send_seq(session, self.send_seq + 1)
             self.send_seq += 1
         return renewed
+
+    def begin_bisection(self, session: Session, batch: Batch) -> None:
+        """Remember the whole that is about to be cut: how many of its rows may be parked is counted over all its parts."""
+        with session.transaction():
+            session.execute("delete from meta where key = ?", [f"bisected/{batch.lane}"])
+            row = [f"bisected/{batch.lane}", f"{batch.offsets.first}-{batch.offsets.last}"]
+            session.execute("insert into meta values (?, ?)", row)
 
     def split(self, session: Session, batch: Batch, children: Sequence[NewBatch]) -> list[Batch]:
         """Put a rejected batch's children in its place."""

@@ -62,6 +62,9 @@ class OffsetRange:
     def __len__(self) -> int:
         return self.last - self.first + 1
 
+    def contains(self, other: OffsetRange) -> bool:
+        return self.first <= other.first and other.last <= self.last
+
 
 @frozen(kw_only=True)
 class BatchLimits:

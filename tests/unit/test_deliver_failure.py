@@ -219,31 +219,6 @@ def test_a_kill_between_the_children_of_a_bisected_batch_loses_and_doubles_nothi
     assert [row[1] for row in room.failed()] == [5, 6, 15]
 
 
-def test_a_table_stops_when_too_much_of_one_batch_is_refused(
-    room: LogRoom, server: FakeClickHouse, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("replicator.deliver_failure.PARKED_ROWS_MAX", 5)
-    server.refuses = lambda offset: True
-    room.append(50)
-    room.until(lambda: room.deliver.lanes["change_log"].stopped_reason)
-    assert len(room.failed()) == 5
-    assert "5 rows" in room.deliver.lanes["change_log"].stopped_reason
-    server.refuses = lambda offset: False
-    room.until(delivered(room, server))
-    assert len(server.physical("change_log")) == 45
-
-
-def test_the_bound_on_parked_rows_is_per_batch(
-    room: LogRoom, server: FakeClickHouse, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("replicator.deliver_failure.PARKED_ROWS_MAX", 3)
-    server.refuses = lambda offset: offset % 4 == 0
-    for _ in range(3):
-        room.append(8)
-        room.until(delivered(room, server))
-    assert len(room.failed()) == 6
-
-
 def test_a_view_that_throws_stops_the_table_and_parks_nothing(room: LogRoom, server: FakeClickHouse) -> None:
     server.view_throws = True
     room.append(50)
