@@ -93,7 +93,8 @@ def find_reasons(report: StatusReport) -> Iterable[Reason]:
     yield from _record_reasons(report)
     yield from _lag_reasons(report)
     for subject in report.paused:
-        yield _degraded(ReasonKind.PAUSED, f"{subject} is paused: `replicator resume {subject}`")
+        what = subject.replace("table:", "table ", 1)
+        yield _degraded(ReasonKind.PAUSED, f"{what} is paused: `replicator resume {subject}`")
 
 
 def _degraded(kind: ReasonKind, text: str) -> Reason:
@@ -150,14 +151,14 @@ def _table_reasons(table: TableStatus) -> Iterable[Reason]:
 def _record_reasons(report: StatusReport) -> Iterable[Reason]:
     failed, rejected, gaps = report.failed_syncs, report.rejected_entries, report.gaps
     if failed.open:
-        text = f"{failed.open} failed syncs with {failed.rows} rows are parked: `replicator failed list`"
+        text = f"{_many(failed.rows, 'parked row')} in {_many(failed.open, 'failed sync')}: `replicator failed list`"
         yield _degraded(ReasonKind.FAILED_SYNCS, text)
     if rejected.open:
         text = f"{rejected.open} entries could not be logged: `replicator rejected list`"
         yield _degraded(ReasonKind.REJECTED_ENTRIES, text)
     if gaps.open:
         lost = "an unknown number of" if gaps.entries_lost is None else str(gaps.entries_lost)
-        text = f"{lost} entries left Redis before they were read ({gaps.open} gaps): `replicator gaps list`"
+        text = f"{lost} entries left Redis before they were read ({_many(gaps.open, 'gap')}): `replicator gaps list`"
         yield _failed(ReasonKind.GAPS, text)
     if report.verify.mismatches:
         found = report.verify.mismatches
@@ -193,3 +194,7 @@ def _lag_reasons(report: StatusReport) -> Iterable[Reason]:
         if seconds is not None and seconds < RUNWAY_SECONDS_MIN:
             grave = seconds < RUNWAY_SECONDS_MIN / 6
             yield (_failed if grave else _degraded)(kind, f"{what} is full in {seconds / 60:.0f} min at today's rate")
+
+
+def _many(number: int, one: str) -> str:
+    return f"{number} {one}{'' if number == 1 else 's'}"
