@@ -29,7 +29,7 @@ from replicator.failpoints import failpoint
 from replicator.lanes import Lane
 from replicator.ledger import Ledger
 from replicator.model import GENERIC_LANE, Batch, BatchLimits, FailedSync
-from replicator.retry import Ladder
+from replicator.retry import Ladder, told
 
 SCAN_OFFSETS_MAX = 2_000_000
 IDLE_SECONDS = 0.2
@@ -301,7 +301,7 @@ class Deliver:
             state.put_back(state.cutting.offsets.first - 1, 0)
             if not isinstance(error, DatabaseUnavailable):
                 raise
-            state.last_error = str(error)
+            state.last_error = told(error)
             state.try_at = time.monotonic() + self.settings.ladder().waits_seconds[0]
         else:
             state.put_back(prepared.offsets.last, prepared.table.num_rows)

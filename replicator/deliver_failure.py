@@ -13,10 +13,10 @@ import structlog
 
 from replicator.deliver_lane import Circuit, LaneState, Redrive
 from replicator.deliver_work import Bisection, Outcome
-from replicator.errors import ReplicatorError, SinkRejected
+from replicator.errors import ReplicatorError
 from replicator.failpoints import failpoint
 from replicator.model import Batch, Failure, ParkReason
-from replicator.retry import Decision, decide
+from replicator.retry import Decision, decide, told
 
 if TYPE_CHECKING:
     from replicator.deliver import Deliver
@@ -32,7 +32,7 @@ def after_failure(deliver: Deliver, state: LaneState, batch: Batch, redrive: Red
     trial, error = state.trial(batch), failed.error
     assert error is not None
     trial.repeats = trial.repeats + 1 if str(error) == trial.error else 0
-    trial.error = state.last_error = str(error)
+    trial.error, state.last_error = str(error), told(error, asked=failed.asked)
     decision = decide(error, repeats=trial.repeats, asked=failed.asked)
     log.warning(
         "batch_failed",
@@ -58,9 +58,12 @@ def after_failure(deliver: Deliver, state: LaneState, batch: Batch, redrive: Red
         stop_lane(deliver, state, error)
 
 
-def stop_lane(deliver: Deliver, state: LaneState, error: Exception) -> None:
-    """The lane waits for the operator; it is tried again at the ladder's last rung, for the cause may be mended."""
-    state.stopped_reason = state.last_error = str(error)
+def stop_lane(deliver: Deliver, state: LaneState, error: Exception, sentence: str = "") -> None:
+    """The lane waits for the operator; it is tried again at the ladder's last rung, for the cause may be mended.
+
+    ``sentence``: what the operator is told where the kind of the error does not say it.
+    """
+    state.stopped_reason = state.last_error = f"{sentence}: {error}" if sentence else told(error)
     state.try_at = time.monotonic() + deliver.settings.ladder().last_seconds
     log.error("lane_stopped", lane=state.lane.name, error=str(error))
 
@@ -148,7 +151,7 @@ def after_finding(deliver: Deliver, state: LaneState, batch: Batch, redrive: Red
     failure = _failure(ParkReason.REJECTED, found.error, state.trial(batch).retries + 1)
     if _counts(redrive) and state.parked_rows >= PARKED_ROWS_MAX:
         reason = f"{state.parked_rows} rows of one batch are parked and more are refused: {found.error.message}"
-        stop_lane(deliver, state, SinkRejected(reason, hint="mend the table; `failed list` shows the rows"))
+        stop_lane(deliver, state, ReplicatorError(reason, hint="mend the table; `failed list` shows the rows"))
         return
     if redrive is not None:
         deliver.ledger.reject_failed(deliver.session, redrive.failed, failure)

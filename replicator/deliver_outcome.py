@@ -15,6 +15,7 @@ from replicator.deliver_record import Sent
 from replicator.deliver_work import Outcome, Result
 from replicator.failpoints import failpoint
 from replicator.model import Batch
+from replicator.retry import VIEW_AT_FAULT
 
 if TYPE_CHECKING:
     from replicator.deliver import Deliver
@@ -31,7 +32,7 @@ def take_outcome(deliver: Deliver, state: LaneState, batch: Batch, redrive: Redr
     elif outcome.result is Result.AT_FAULT:
         after_finding(deliver, state, batch, redrive, outcome)
     elif outcome.result is Result.ROWS_STAND and outcome.error is not None:
-        stop_lane(deliver, state, outcome.error)
+        stop_lane(deliver, state, outcome.error, VIEW_AT_FAULT)
     elif outcome.error is not None:
         after_failure(deliver, state, batch, redrive, outcome)
 

@@ -23,7 +23,8 @@ from replicator.deliver import Deliver
 from replicator.deliver_requests import ask, let_go, redrive, try_now
 from replicator.errors import ChangeRejected, SinkUnavailable, UsageError
 from replicator.ledger import Ledger
-from replicator.model import FailedSync
+from replicator.model import FailedSync, ParkReason
+from replicator.retry import sentence_of_parked
 
 LIST_MAX = 10_000
 POLL_SECONDS = 0.02
@@ -159,7 +160,10 @@ class Operations:
         names = ("log_offset", "version", "table_name", "op", "key", "payload", "event_id", "stream", "entry_id")
         with self._session() as session:
             rows = session.rows(statement("operations/parked_rows"), {"id": failed_id, "limit": limit})
-        return {**found, "changes": [dict(zip((*names, "entry_row"), row, strict=True)) for row in rows]}
+        return {
+            **_with_sentence(found),
+            "changes": [dict(zip((*names, "entry_row"), row, strict=True)) for row in rows],
+        }
 
     def failed_retry(
         self, selection: Selection, *, actor: str, wait_seconds: float = 30.0, dry_run: bool = False
@@ -341,6 +345,14 @@ def _bounds(selection: Selection) -> Answer:
     except OverflowError as error:
         raise UsageError(f"an age of {older} s lies before all time", hint="give a smaller one") from error
     return {"status": selection.status, "older_than": before, "limit": selection.limit}
+
+
+def _with_sentence(failed: Answer) -> Answer:
+    """A failed sync with what its error means for the operator, before what was said in so many words."""
+    code, message = failed["error_code"], failed["error_message"]
+    said = sentence_of_parked(ParkReason(failed["reason"]), code, failed["attempts"])
+    before = {name: value for name, value in failed.items() if name != "error_message"}
+    return {**before, "sentence": said, "error_message": message}
 
 
 def _reason(text: str) -> str:

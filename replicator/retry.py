@@ -19,8 +19,10 @@ from replicator.errors import (
     SinkMisshapen,
     SinkRefused,
     SinkRejected,
+    SinkTurned,
     SinkUnavailable,
 )
+from replicator.model import ParkReason
 
 
 class Decision(StrEnum):
@@ -48,6 +50,7 @@ MISSHAPEN_CODES = frozenset({10, 16, 20, 36, 44, 47, 60, 62, 81})
 REFUSED_CODES = frozenset({164, 192, 193, 194, 291, 497, 516, 723})
 
 SENTENCES: dict[type[ReplicatorError], str] = {
+    SinkTurned: "ClickHouse or the log is not as it was; both are compared again before anything is sent",
     SinkUnavailable: "ClickHouse does not answer or is overloaded; delivery waits and tries again by itself",
     OutcomeUnknown: "the connection broke during an insert; what became of it is asked before anything is sent again",
     SinkRejected: "ClickHouse refuses some rows; they are found and parked, the others go on",
@@ -55,6 +58,8 @@ SENTENCES: dict[type[ReplicatorError], str] = {
     DatabaseUnavailable: "the DuckDB file cannot be read now; delivery tries again by itself",
     SinkRefused: "ClickHouse refuses the login or a grant is missing; `replicator check` prints the grants to give",
 }
+
+VIEW_AT_FAULT = "the rows are in the log table, but a view on it fails; this table waits until the view is mended"
 
 _DECISIONS: dict[type[ReplicatorError], Decision] = {
     SinkUnavailable: Decision.WAIT,
@@ -117,6 +122,26 @@ def decide(error: ReplicatorError, *, repeats: int, asked: bool = False) -> Deci
     return Decision.STOP
 
 
-def sentence(error: ReplicatorError) -> str:
+def sentence(error: Exception) -> str:
     """What the operator is told."""
-    return next((text for kind, text in SENTENCES.items() if isinstance(error, kind)), str(error))
+    return _sentence_of(type(error)) or str(error)
+
+
+def told(error: Exception, *, asked: bool = False) -> str:
+    """The sentence, then what was said in so many words. ``asked`` as for `decide`: no rows are parked for it."""
+    known = None if asked and isinstance(error, SinkRejected) else _sentence_of(type(error))
+    return f"{known}: {error}" if known else str(error)
+
+
+def sentence_of_parked(reason: ParkReason, code: str | None, attempts: int) -> str | None:
+    """The sentence for what a parked range met; None where it met no error: its message is a sentence of ours."""
+    if reason is ParkReason.REJECTED:
+        return SENTENCES[SinkRejected]
+    if reason is ParkReason.LOST or attempts == 0:
+        return None
+    listed = code is not None and code.isdecimal()
+    return SENTENCES[kind_of_code(int(code or 0), "", inserting=True) if listed else SinkUnavailable]
+
+
+def _sentence_of(kind: type[Exception]) -> str | None:
+    return next((text for known, text in SENTENCES.items() if issubclass(kind, known)), None)

@@ -72,6 +72,7 @@ class Failed(BaseModel):
 
 
 class FailedShown(Failed):
+    sentence: str | None
     changes: list[dict[str, Any]]
 
 

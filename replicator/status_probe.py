@@ -17,6 +17,7 @@ from replicator.changelog import StreamPosition
 from replicator.database import statement
 from replicator.errors import ReplicatorError, SinkMisshapen, SinkRefused, SourceRefused
 from replicator.model import entry_order
+from replicator.retry import told
 from replicator.sink import ClickHouseSink
 from replicator.source import RedisSource, StreamDescription
 from replicator.status import EngineStatus
@@ -98,7 +99,7 @@ class Probe:
             confirmed = self._confirmed()
         except ReplicatorError as error:
             refused = isinstance(error, SinkRefused)
-            return SinkFacts(asked_at=time.monotonic(), error=str(error), refused=refused)
+            return SinkFacts(asked_at=time.monotonic(), error=told(error, asked=True), refused=refused)
         return SinkFacts(asked_at=time.monotonic(), version=version, confirmed=confirmed)
 
     def _version(self) -> str | None:

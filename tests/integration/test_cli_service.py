@@ -9,6 +9,8 @@ import redis
 from replicator_process import Replicator, add, free_port, until
 
 from replicator.embedded.clickhouse import ClickHouse
+from replicator.errors import SinkRejected, SinkUnavailable
+from replicator.retry import SENTENCES
 
 
 def poison(server: ClickHouse, database: str, replicator: Replicator) -> None:
@@ -111,6 +113,9 @@ def test_sync_tries_now_what_waits_after_an_outage(
         assert report["failed_syncs"]["open"] == 1
         assert report["sink"]["lag_changes"] >= 50
         assert report["tables"][0]["next_try_seconds"] > 3000
+        assert report["tables"][0]["last_error"].startswith(f"{SENTENCES[SinkUnavailable]}: "), "not the driver's words"
+        told = f"{SENTENCES[SinkUnavailable]}: "
+        replicator.until_status(lambda r: (r["clickhouse"]["error"] or "").startswith(told), "the probe says so too")
         assert replicator.command("sync", "--timeout", "0.3").code == 3
         own.start()
         assert replicator.command("sync").code == 0
@@ -139,6 +144,10 @@ def test_a_refused_row_is_parked_shown_retried_and_resolved(
     assert [(c["log_offset"], c["version"], c["payload"]) for c in shown["changes"]] == [
         (13, str((1 << 48) | 13), '{"n": 13}')
     ]
+    assert shown["sentence"] == SENTENCES[SinkRejected]
+    lines = replicator.command("failed", "show", str(failed["id"])).out.splitlines()
+    said = [line.split()[0] for line in lines if line]
+    assert said.index("sentence") + 1 == said.index("error_message"), "what was said stands behind it"
     again = replicator.command("failed", "retry", str(failed["id"]), "--json")
     assert (again.code, again.json["resolved"], again.json["failed"][0]["attempts"]) == (3, 0, failed["attempts"] + 1)
     cure(clickhouse_server, clickhouse_database)

@@ -11,10 +11,17 @@ from deliver_room import Script, all_in, delivered, once
 from log_room import LogRoom
 
 from replicator.deliver_lane import Circuit
-from replicator.errors import DatabaseUnavailable, OutcomeUnknown, SinkRefused, SinkRejected, SinkUnavailable
+from replicator.errors import (
+    DatabaseUnavailable,
+    OutcomeUnknown,
+    SinkMisshapen,
+    SinkRefused,
+    SinkRejected,
+    SinkUnavailable,
+)
 from replicator.lanes import Lane
 from replicator.model import BatchLimits
-from replicator.retry import Ladder
+from replicator.retry import SENTENCES, VIEW_AT_FAULT, Ladder
 
 # ── outages ──
 
@@ -157,7 +164,9 @@ def test_a_lane_whose_tables_shape_is_wrong_stops_alone_and_goes_on_when_it_is_m
     room.append(10)
     room.append(10, table="orders")
     room.until(lambda: all_in(room, server, "orders") and room.deliver.lanes["change_log"].stopped_reason)
-    assert "does not exist" in room.deliver.lanes["change_log"].stopped_reason
+    why = room.deliver.lanes["change_log"].stopped_reason
+    assert why.startswith(SENTENCES[SinkMisshapen]) and "does not exist" in why
+    assert room.deliver.lanes["change_log"].last_error == why
     assert room.failed() == []
     server.tables = None
     room.until(delivered(room, server))
@@ -223,6 +232,7 @@ def test_a_view_that_throws_stops_the_table_and_parks_nothing(room: LogRoom, ser
     server.view_throws = True
     room.append(50)
     room.until(lambda: room.deliver.lanes["change_log"].stopped_reason)
+    assert room.deliver.lanes["change_log"].stopped_reason.startswith(f"{VIEW_AT_FAULT}: Code: 395")
     assert room.failed() == []
     server.view_throws = False
     room.until(delivered(room, server))

@@ -12,9 +12,11 @@ from replicator.errors import (
     SinkMisshapen,
     SinkRefused,
     SinkRejected,
+    SinkTurned,
     SinkUnavailable,
 )
-from replicator.retry import Decision, Ladder, decide, kind_of_code, sentence
+from replicator.model import ParkReason
+from replicator.retry import SENTENCES, Decision, Ladder, decide, kind_of_code, sentence, sentence_of_parked, told
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,38 @@ def test_whatever_reaches_deliver_has_a_decision_and_a_sentence() -> None:
         if isinstance(kind, type) and issubclass(kind, ReplicatorError):
             assert decide(kind("x"), repeats=0) in Decision
             assert sentence(kind("x"))
+
+
+def test_an_operator_reads_the_sentence_first_and_the_raw_text_behind_it() -> None:
+    error = SinkUnavailable("HTTPConnectionPool: Max retries exceeded", hint="start ClickHouse")
+    assert told(error) == f"{SENTENCES[SinkUnavailable]}: HTTPConnectionPool: Max retries exceeded (start ClickHouse)"
+    assert told(ValueError("ours")) == "ours", "no sentence is made up"
+
+
+def test_no_sentence_says_what_is_not_so() -> None:
+    assert told(SinkRejected("bad query", code=53), asked=True) == "bad query", "a question parks no rows"
+    assert "overloaded" not in sentence(SinkTurned("the sink has gone back")), "it answers, and is another"
+
+
+@pytest.mark.parametrize(
+    ("reason", "code", "attempts", "kind"),
+    [
+        (ParkReason.OUTAGE, None, 5, SinkUnavailable),
+        (ParkReason.OUTAGE, "202", 5, SinkUnavailable),
+        (ParkReason.OUTAGE, "159", 5, OutcomeUnknown),
+        (ParkReason.OUTAGE, "516", 6, SinkRefused),
+        (ParkReason.OUTAGE, "60", 6, SinkMisshapen),
+        (ParkReason.REJECTED, "469", 1, SinkRejected),
+        (ParkReason.REJECTED, "ArrowInvalid", 1, SinkRejected),
+        (ParkReason.REJECTED, "4242", 3, SinkRejected),
+        (ParkReason.OUTAGE, None, 0, None),
+        (ParkReason.LOST, None, 0, None),
+    ],
+)
+def test_what_is_parked_has_the_sentence_of_what_it_met(
+    reason: ParkReason, code: str | None, attempts: int, kind: type[ReplicatorError] | None
+) -> None:
+    assert sentence_of_parked(reason, code, attempts) == (SENTENCES[kind] if kind else None)
 
 
 def test_the_ladder_is_climbed_exactly_as_configured() -> None:
