@@ -171,4 +171,4 @@ def _counts(redrive: Redrive | None) -> bool:
 
 def _failure(reason: ParkReason, error: ReplicatorError, attempts: int) -> Failure:
     code = None if error.code is None else str(error.code)
-    return Failure(reason=reason, code=code, message=error.message, attempts=attempts)
+    return Failure(reason=reason, code=code, column=error.column, message=error.message, attempts=attempts)

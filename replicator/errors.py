@@ -12,11 +12,14 @@ from collections.abc import Sequence
 class ReplicatorError(Exception):
     """The root. ``message`` says what and where, ``hint`` says what to do about it."""
 
-    def __init__(self, message: str, *, hint: str = "", code: int | str | None = None) -> None:
+    def __init__(
+        self, message: str, *, hint: str = "", code: int | str | None = None, column: str | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.code = code
+        self.column = column
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message

@@ -54,6 +54,7 @@ class Ledger:
         session = database.session()
         if failed_table != "failed_syncs":
             session.execute(f"create table if not exists {quote(failed_table)} as from failed_syncs limit 0")
+            session.execute(f"alter table {quote(failed_table)} add column if not exists error_column varchar")
         row = session.row("select coalesce(max(value::bigint), 0) from meta where key = 'send_seq'")
         session.close()
         return cls(database=database, failed_table=quote(failed_table), send_seq=row[0] if row else 0)
@@ -163,7 +164,7 @@ class Ledger:
         with session.transaction():
             row = [batch.lane, batch.offsets.first, batch.offsets.last, batch.row_count, failure.reason, failure.code]
             sql = statement("ledger/park", self.failed_table)
-            found = session.row(sql, [*row, failure.message, failure.attempts, at, at])
+            found = session.row(sql, [*row, failure.column, failure.message, failure.attempts, at, at])
             assert found is not None
             if failure.reason is ParkReason.REJECTED:
                 _copy_parked(session, found[0], batch.lane, batch.offsets)
@@ -183,8 +184,8 @@ class Ledger:
         """A redrive failed: count it."""
         session.execute(
             f"update {self.failed_table} set attempts = attempts + 1, last_failed_at = ?, error_code = ?, "
-            "error_message = ? where id = ?",
-            [now(), failure.code, failure.message, failed.id],
+            "error_column = ?, error_message = ? where id = ?",
+            [now(), failure.code, failure.column, failure.message, failed.id],
         )
 
     def split_failed(self, session: Session, failed: FailedSync, children: Sequence[NewBatch]) -> list[FailedSync]:
@@ -203,9 +204,9 @@ class Ledger:
         """A parked row was refused when it was sent again: it is at fault itself, and is kept."""
         with session.transaction():
             session.execute(
-                f"update {self.failed_table} set reason = ?, error_code = ?, error_message = ?, attempts = attempts + 1, "
-                "last_failed_at = ? where id = ?",
-                [ParkReason.REJECTED, failure.code, failure.message, now(), failed.id],
+                f"update {self.failed_table} set reason = ?, error_code = ?, error_column = ?, error_message = ?, "
+                "attempts = attempts + 1, last_failed_at = ? where id = ?",
+                [ParkReason.REJECTED, failure.code, failure.column, failure.message, now(), failed.id],
             )
             session.execute("delete from parked_changes where failed_sync_id = ?", [failed.id])
             _copy_parked(session, failed.id, failed.lane, failed.offsets)

@@ -165,6 +165,8 @@ class Failure:
     code: str | None
     message: str
     attempts: int
+    column: str | None = None
+    """The columns at fault, where they are known, as one text."""
 
 
 @frozen(kw_only=True)

@@ -150,8 +150,17 @@ class Operations:
         """Rows of failed_syncs, oldest offsets first."""
         sql = statement("operations/failed").replace("failed_syncs", self.ledger.failed_table)
         parameters = {"table": selection.subject, **_bounds(selection)}
-        names = ("id", "table", "first_offset", "last_offset", "row_count", "reason", "error_code", "error_message")
-        names = (*names, "attempts", "first_failed_at", "last_failed_at", "status", "note")
+        names = ("id", "table", "first_offset", "last_offset", "row_count", "reason", "error_code")
+        names = (
+            *names,
+            "error_column",
+            "error_message",
+            "attempts",
+            "first_failed_at",
+            "last_failed_at",
+            "status",
+            "note",
+        )
         return self._rows(sql, parameters, names, selection)
 
     def failed_show(self, failed_id: int, *, limit: int = 100) -> Answer:

@@ -6,6 +6,7 @@ outage first and a rejection when it repeats on the same rows. Never waits: it s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from enum import StrEnum
 
@@ -61,6 +62,13 @@ SENTENCES: dict[type[ReplicatorError], str] = {
 
 VIEW_AT_FAULT = "the rows are in the log table, but a view on it fails; this table waits until the view is mended"
 
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*(?:'|$)", re.DOTALL)
+"""A string in a message, or what is left of one that was cut short: what it holds came from a row."""
+_CONVERTED = re.compile(
+    r"while converting (?:column `([^`]+)` from type|source column .*? to destination column (?:`([^`]+)`|(\w+)))"
+)
+_NAMED = re.compile(r"(?:^|, )(`[^`]+`|[A-Za-z_]\w*) = ")
+
 _DECISIONS: dict[type[ReplicatorError], Decision] = {
     SinkUnavailable: Decision.WAIT,
     OutcomeUnknown: Decision.ASK,
@@ -104,6 +112,19 @@ def kind_of_code(code: int, message: str, *, inserting: bool) -> type[Replicator
         if code in codes:
             return kind
     return SinkUnavailable
+
+
+def column_at_fault(message: str) -> str | None:
+    """The columns that a message of ClickHouse names as at fault, as one text; never a part of a value.
+
+    Source: ClickHouse 26.9, FunctionCast, the ArrowStream reader and CheckConstraintsTransform.
+    """
+    text = _QUOTED.sub("''", message)
+    if converted := _CONVERTED.findall(text):
+        return str(next(filter(None, converted[-1])))
+    _, violated, values = text.partition("Column values: ")
+    names = _NAMED.findall(values) if violated else []
+    return ", ".join(name.strip("`") for name in names) or None
 
 
 def decide(error: ReplicatorError, *, repeats: int, asked: bool = False) -> Decision:

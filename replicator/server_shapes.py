@@ -63,6 +63,7 @@ class Failed(BaseModel):
     row_count: int
     reason: str
     error_code: int | None
+    error_column: str | None
     error_message: str | None
     attempts: int
     first_failed_at: str

@@ -27,7 +27,7 @@ from replicator.errors import OutcomeUnknown, ReplicatorError, SinkMisshapen, Si
 from replicator.failpoints import failpoint
 from replicator.lanes import Lane
 from replicator.model import Checksum, OffsetRange
-from replicator.retry import kind_of_code
+from replicator.retry import column_at_fault, kind_of_code
 from replicator.wire import conform
 
 INSERT_SETTINGS = {
@@ -363,7 +363,8 @@ def _translate(error: ClickHouseError, endpoint: str, *, inserting: bool) -> Rep
             hint = "set clickhouse_user and clickhouse_password; `replicator check` prints the grants to give"
         else:
             hint = "see `replicator check`" if kind is SinkMisshapen else ""
-        return kind(f"ClickHouse at {endpoint}: {_brief(error)}", code=code, hint=hint)
+        column = column_at_fault(str(error)) if inserting else None
+        return kind(f"ClickHouse at {endpoint}: {_brief(error)}", code=code, hint=hint, column=column)
     hint = "start ClickHouse, or check [sync] clickhouse_endpoint"
     if inserting and not _never_sent(error) and not _answered(error):
         return OutcomeUnknown(f"insert into ClickHouse at {endpoint}: {_brief(error)}")

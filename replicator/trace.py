@@ -27,8 +27,8 @@ CHANGE = (
 )  # fmt: skip
 BATCH = ("first_offset", "last_offset", "rows", "checksum", "send_seq", "attempt", "frozen_at", "delivered_at")
 FAILED = (
-    "id", "first_offset", "last_offset", "reason", "error_code", "error_message", "attempts", "first_failed_at",
-    "last_failed_at", "status", "note",
+    "id", "first_offset", "last_offset", "reason", "error_code", "error_column", "error_message", "attempts",
+    "first_failed_at", "last_failed_at", "status", "note",
 )  # fmt: skip
 REJECTED = ("id", "stream", "entry_id", "entry_row", "reason", "rejected_at", "status")
 LEDGER = ("status", "query_id", "send_seq", "timeline", "delivered_at")

@@ -117,6 +117,7 @@ def test_trace_never_says_that_what_is_parked_was_delivered(
     change = replicator.command("trace", "7", "--json").json["changes"][0]
     assert change["batch"]["delivered_at"] is None
     assert change["failed_syncs"][0]["status"] == "open"
+    assert change["failed_syncs"][0]["error_column"] == "quantity"
     shown = replicator.command("trace", "7").out
     assert "parked" in shown and "delivered" not in shown and "(none)" not in shown
     many = [line for line in replicator.command("trace", "T9").out.splitlines() if " T9 " in line]

@@ -144,9 +144,11 @@ def test_a_refused_row_is_parked_shown_retried_and_resolved(
     assert [(c["log_offset"], c["version"], c["payload"]) for c in shown["changes"]] == [
         (13, str((1 << 48) | 13), '{"n": 13}')
     ]
+    assert shown["error_column"] == "payload", "the constraint is on it"
     assert shown["sentence"] == SENTENCES[SinkRejected]
     lines = replicator.command("failed", "show", str(failed["id"])).out.splitlines()
     said = [line.split()[0] for line in lines if line]
+    assert any(line.split() == ["error_column", "payload"] for line in lines)
     assert said.index("sentence") + 1 == said.index("error_message"), "what was said stands behind it"
     again = replicator.command("failed", "retry", str(failed["id"]), "--json")
     assert (again.code, again.json["resolved"], again.json["failed"][0]["attempts"]) == (3, 0, failed["attempts"] + 1)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 from log_room import MIGRATIONS
 
-from replicator.database import Database, DatabaseOptions, Session
+from replicator.database import Database, DatabaseOptions, Session, quote
 from replicator.ledger import Ledger, NewBatch
 from replicator.model import Batch, Checksum, Failure, OffsetRange, ParkReason
 
 FAILURE = Failure(reason=ParkReason.OUTAGE, code="202", message="busy", attempts=3)
-POISON = Failure(reason=ParkReason.REJECTED, code="53", message="bad", attempts=1)
+POISON = Failure(reason=ParkReason.REJECTED, code="53", column="price", message="bad", attempts=1)
 
 
 @pytest.fixture(params=["failed_syncs", 'parked "here"'])
@@ -121,6 +123,49 @@ def test_rejected_rows_are_copied_and_given_back_when_resolved(ledger: Ledger, s
     assert ledger.open_failures(session) == []
     assert session.rows("from parked_changes") == []
     assert checkpoints(session) == {"change_log": 6}
+
+
+def test_the_column_at_fault_is_kept_through_parking_splitting_and_retrying(ledger: Ledger, session: Session) -> None:
+    def columns() -> list[object]:
+        rows = session.rows(f"select error_column from {ledger.failed_table} order by first_offset, id")
+        return [column for (column,) in rows]
+
+    log_some(session, 4)
+    ledger.park(session, freeze(ledger, session, new(1, 4))[0], POISON)
+    assert columns() == ["price"]
+    parts = ledger.split_failed(session, ledger.open_failures(session)[0], [new(1, 2), new(3, 4)])
+    assert columns() == ["price", "price"]
+    ledger.failed_again(session, parts[0], FAILURE)
+    ledger.reject_failed(session, parts[1], evolve(POISON, column="quantity"))
+    assert columns() == [None, "quantity"]
+
+
+@pytest.mark.parametrize("name", ["failed_syncs", 'parked "here"'])
+def test_a_file_of_a_release_without_the_column_has_it_and_its_rows_after_opening(tmp_path: Path, name: str) -> None:
+    older = tmp_path / "older"
+    older.mkdir()
+    for script in sorted((MIGRATIONS / "duckdb").glob("*.sql"))[:8]:
+        shutil.copy(script, older)
+    database = Database.open(DatabaseOptions(path=tmp_path / "log.duckdb", threads=1))
+    database.migrate(older)
+    session = database.session()
+    session.execute(f"create table if not exists {quote(name)} as from failed_syncs limit 0")
+    session.execute(
+        f"insert into {quote(name)} by name select 7 as id, 't' as table_name, 1 as first_offset, 2 as last_offset, "
+        "2 as row_count, 'outage' as reason, 3 as attempts, timestamp '2026-01-01' as first_failed_at, "
+        "timestamp '2026-01-01' as last_failed_at, 'open' as status"
+    )
+    session.close()
+    database.close()
+    database = Database.open(DatabaseOptions(path=tmp_path / "log.duckdb", threads=1))
+    database.migrate(MIGRATIONS / "duckdb")
+    for _ in range(2):
+        ledger = Ledger.open(database, name)
+    session = database.session()
+    assert session.rows(f"select id, status, error_column from {ledger.failed_table}") == [(7, "open", None)]
+    ledger.park(session, freeze(ledger, session, new(5, 6))[0], POISON)
+    assert [failed.id for failed in ledger.open_failures(session)] == [7, 1]
+    database.close()
 
 
 def test_a_parked_range_refused_at_its_redrive_is_split_and_its_row_kept(ledger: Ledger, session: Session) -> None:

@@ -16,7 +16,17 @@ from replicator.errors import (
     SinkUnavailable,
 )
 from replicator.model import ParkReason
-from replicator.retry import SENTENCES, Decision, Ladder, decide, kind_of_code, sentence, sentence_of_parked, told
+from replicator.retry import (
+    SENTENCES,
+    Decision,
+    Ladder,
+    column_at_fault,
+    decide,
+    kind_of_code,
+    sentence,
+    sentence_of_parked,
+    told,
+)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +116,30 @@ def test_what_is_parked_has_the_sentence_of_what_it_met(
     reason: ParkReason, code: str | None, attempts: int, kind: type[ReplicatorError] | None
 ) -> None:
     assert sentence_of_parked(reason, code, attempts) == (SENTENCES[kind] if kind else None)
+
+
+@pytest.mark.parametrize(
+    ("message", "column"),
+    [
+        (
+            "String too long for type FixedString(3): while converting source column `'abc'` to destination column f. (X)",
+            "f",
+        ),
+        (
+            "Cannot parse 'x': while converting column `my col` from type String to type Int64: (While executing",
+            "my col",
+        ),
+        ("Constraint `c` is violated at row 1. Expression: (n > 0). Column values: n = 0. (VIOLATED_CONSTRAINT)", "n"),
+        ("Constraint `c` is violated. Column values: a = -1, `f g` = 'q\\0', h = NULL. (V)", "a, f g, h"),
+        ("Constraint `c` is violated. Column values: f = 'it\\'s, secret = 1', n = 0. (V)", "f, n"),
+        ("Constraint `c` is violated. Column values: f = 'cut short, secret = 1", "f"),
+        ("Constraint `c` is violated. Column values: t = [1, 2], m = {'k':'v, x = 1'}. (V)", "t, m"),
+        ("Cannot parse 'while converting column `secret` from type a' as Int64", None),
+        ("Too many partitions for single INSERT block", None),
+    ],
+)
+def test_the_column_at_fault_is_what_the_message_names_and_never_a_value(message: str, column: str | None) -> None:
+    assert column_at_fault(message) == column
 
 
 def test_the_ladder_is_climbed_exactly_as_configured() -> None:
