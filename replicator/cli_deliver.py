@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from replicator.cli_answer import answer, json_option, service_or_file, settings_of
+from replicator.cli_answer import answer, counted, json_option, service_or_file, settings_of
 from replicator.client import connect, local_actor
 from replicator.config import Settings
 
@@ -42,13 +42,14 @@ def _sync_file(settings: Settings, timeout_seconds: float) -> dict[str, Any]:
 
 
 def _show_sync(done: dict[str, Any]) -> None:
-    what = f"{done['head_offset'] - done['from_offset']:,} changes" if done["delivered"] else "not everything"
+    what = counted(done["head_offset"] - done["from_offset"], "change") if done["delivered"] else "not everything"
     click.echo(
         f"delivered {what} in {done['seconds']:.1f} s: checkpoint {done['checkpoint_offset']:,} of "
         f"{done['head_offset']:,}"
     )
     if done["parked_rows"]:
-        click.echo(f"{done['parked_rows']:,} rows are parked: replicator failed list", err=True)
+        are = "is" if done["parked_rows"] == 1 else "are"
+        click.echo(f"{counted(done['parked_rows'], 'row')} {are} parked: replicator failed list", err=True)
     if done["waits_for"]:
         click.echo(f"  → {done['waits_for']}", err=True)
 
@@ -82,4 +83,5 @@ def _switch(context: click.Context, verb: str, subject: str, as_json: bool) -> N
 
 def _show_switch(done: dict[str, Any]) -> None:
     now = "paused" if done["paused"] else "running"
-    click.echo(f"{done['subject']} is {now}" if done["changed"] else f"{done['subject']} was already {now}")
+    what = done["subject"].replace("table:", "table ", 1)
+    click.echo(f"{what} is {now}" if done["changed"] else f"{what} was already {now}")

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import click
 
-from replicator.cli_answer import answer, json_option, printable, settings_of, table
+from replicator.cli_answer import answer, counted, json_option, printable, settings_of, table
 from replicator.client import Client, connect
 from replicator.config import Settings
 from replicator.errors import DatabaseUnavailable
@@ -91,7 +91,7 @@ def _answered(
 
 def _show_state(found: dict[str, Any]) -> None:
     table(found["columns"], found["rows"], empty="no rows")
-    click.echo(f"{found['table']} as of offset {found['as_of_offset']:,}: {len(found['rows'])} rows shown")
+    click.echo(f"{found['table']} as of offset {found['as_of_offset']:,}: {counted(len(found['rows']), 'row')} shown")
     if found["more"]:
         click.echo("  → there are more: raise --limit, or ask with --key", err=True)
 
@@ -158,11 +158,13 @@ def _show_batch(change: dict[str, Any]) -> None:
     if batch is None:
         click.echo("  batch      not cut yet")
         return
-    span = f"{batch['first_offset']}..{batch['last_offset']} ({batch['rows']} rows, send {batch['send_seq']})"
+    span = (
+        f"{batch['first_offset']}..{batch['last_offset']} ({counted(batch['rows'], 'row')}, send {batch['send_seq']})"
+    )
     click.echo(f"  frozen     {batch['frozen_at']}  batch {span}")
     for failed in change["failed_syncs"]:
         why = printable(failed["error_message"] or "")
-        tries = f"{failed['attempts']} attempts, the last at {failed['last_failed_at']}"
+        tries = f"{counted(failed['attempts'], 'attempt')}, the last at {failed['last_failed_at']}"
         click.echo(f"  parked     {failed['first_failed_at']}  {failed['status']}, {tries}: {why}")
     if batch["delivered_at"]:
         nth = f"  attempt {batch['attempt']}" if batch["attempt"] and not change["failed_syncs"] else ""

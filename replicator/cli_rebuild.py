@@ -6,7 +6,16 @@ from typing import Any
 
 import click
 
-from replicator.cli_answer import answer, confirm, dry_run_option, json_option, printable, settings_of, yes_option
+from replicator.cli_answer import (
+    answer,
+    confirm,
+    counted,
+    dry_run_option,
+    json_option,
+    printable,
+    settings_of,
+    yes_option,
+)
 from replicator.cli_progress import MISMATCH, Show, follow, progress_bar
 from replicator.cli_service import opened_service
 from replicator.client import connect, local_actor
@@ -57,6 +66,6 @@ def _show(done: dict[str, Any]) -> None:
         click.echo(f"cannot be done: {printable(text)}")
     from_log, from_old = done["rows_from_log"], done["rows_from_old_table"]
     if not done["dry_run"]:
-        click.echo(f"{done['table']} is made anew: {done['copied_rows']:,} rows copied and compared")
+        click.echo(f"{done['table']} is made anew: {counted(done['copied_rows'], 'row')} copied and compared")
     elif done["safe"]:
-        click.echo(f"safe: {from_log:,} rows would come from the log, {from_old:,} from the old table")
+        click.echo(f"safe: {counted(from_log, 'row')} would come from the log, {from_old:,} from the old table")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from replicator.cli_answer import answer, dry_run_option, json_option, printable, settings_of, table
+from replicator.cli_answer import answer, counted, dry_run_option, json_option, printable, settings_of, table
 from replicator.cli_progress import MISMATCH, Show, follow, progress_bar
 from replicator.cli_service import opened_service
 from replicator.client import connect, local_actor
@@ -81,6 +81,6 @@ def _show(done: dict[str, Any]) -> None:
     for text in done.get("conflicts", []):
         click.echo(printable(text))
     if not done.get("dry_run"):
-        click.echo(f"replay {done['replay']}: {done['sent_rows']:,} rows sent in {done['seconds']:.1f} s")
+        click.echo(f"replay {done['replay']}: {counted(done['sent_rows'], 'row')} sent in {done['seconds']:.1f} s")
     else:
-        click.echo(f"safe: {done['rows']:,} rows would be sent again" if done["safe"] else "not safe")
+        click.echo(f"safe: {counted(done['rows'], 'row')} would be sent again" if done["safe"] else "not safe")

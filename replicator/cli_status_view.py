@@ -44,11 +44,13 @@ def _flow(report: Report) -> Table:
     for stream in report["streams"]:
         read_to = stream["last_entry_id"] or "not read yet"
         name = printable(stream["stream"])
-        grid.add_row("stream", Text(f"{name}  at {read_to}, {number(stream['backlog_entries'])} entries behind"))
+        grid.add_row(
+            "stream", Text(f"{name}  at {read_to}, {several(stream['backlog_entries'], 'entry', 'entries')} behind")
+        )
     grid.add_row(
         "log",
         Text(
-            f"head {number(log['head_offset'])}, {number(log['changes'])} changes, {size(log['bytes'])}, "
+            f"head {number(log['head_offset'])}, {several(log['changes'], 'change')}, {size(log['bytes'])}, "
             f"{rate(rates['changes_logged'])} in"
         ),
     )
@@ -59,15 +61,8 @@ def _flow(report: Report) -> Table:
             f"{number(sink['confirmed_offset'])}, {rate(rates['rows_delivered'])} out"
         ),
     )
-    grid.add_row("lag", Text(f"{number(sink['lag_changes'])} changes, {seconds(sink['lag_seconds'])}"))
-    failed, rejected, gaps = report["failed_syncs"], report["rejected_entries"], report["gaps"]
-    grid.add_row(
-        "kept aside",
-        Text(
-            f"{number(failed['open'])} failed syncs ({number(failed['rows'])} rows), "
-            f"{number(rejected['open'])} rejected entries, {number(gaps['open'])} gaps"
-        ),
-    )
+    grid.add_row("lag", Text(f"{several(sink['lag_changes'], 'change')}, {seconds(sink['lag_seconds'])}"))
+    grid.add_row("kept aside", Text(kept_aside(report)))
     grid.add_row("verify", Text(_verified(report["verify"])))
     grid.add_row(
         "runway",
@@ -78,6 +73,15 @@ def _flow(report: Report) -> Table:
         ),
     )
     return grid
+
+
+def kept_aside(report: Report) -> str:
+    """What is parked, rejected and lost, in numbers."""
+    failed, rejected, gaps = report["failed_syncs"], report["rejected_entries"], report["gaps"]
+    return (
+        f"{several(failed['open'], 'failed sync')} ({several(failed['rows'], 'row')}), "
+        f"{several(rejected['open'], 'rejected entry', 'rejected entries')}, {several(gaps['open'], 'gap')}"
+    )
 
 
 def _verified(verify: Report) -> str:
@@ -118,6 +122,10 @@ def _delivery(table: Report) -> str:
 
 def number(value: int | None) -> str:
     return UNKNOWN if value is None else f"{value:,}"
+
+
+def several(value: int | None, one: str, many: str = "") -> str:
+    return f"{UNKNOWN} {many or f'{one}s'}" if value is None else counted(value, one, many)
 
 
 def rate(value: float | None) -> str:

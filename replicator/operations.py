@@ -107,7 +107,7 @@ class Operations:
         """Why delivery does not go on, in the words of the first table that has any."""
         for name, state in dict(deliver.lanes).items():
             if self.controls.lane_paused(name):
-                return f"{name} is paused"
+                return f"table {name} is paused"
             if state.stopped_reason or state.last_error:
                 return f"{name}: {state.stopped_reason or state.last_error}"
         return "there is more than could be sent in the time given"

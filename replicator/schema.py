@@ -42,6 +42,8 @@ _RESERVED_TABLES = frozenset(
     )
 )
 _TABLE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
+COLUMN_KEYS = ("type", "not_null", "default", "round")
+"""What a column's declaration may say."""
 _UNFIT_AS_KEY = (Kind.FLOAT, Kind.JSON)
 _COLUMN_TEXT = re.compile(
     r"(?P<type>.*?)(?P<not_null>\s+NOT\s+NULL)?(?:\s+DEFAULT\s+(?P<default>'(?:[^']|'')*'|[^\s']+))?(?P<late>\s+NOT\s+NULL)?",
@@ -259,9 +261,7 @@ def _column(name: str, declared: str | Mapping[str, object]) -> Column:
 
 def _column_from(name: str, settings: Mapping[str, object]) -> Column:
     problems = [
-        f"unknown setting {key!r}: known are type, not_null, default, round"
-        for key in settings
-        if key not in ("type", "not_null", "default", "round")
+        f"unknown setting {key!r}: known are {', '.join(COLUMN_KEYS)}" for key in settings if key not in COLUMN_KEYS
     ]
     flags = {key: settings.get(key, False) for key in ("not_null", "round")}
     problems += [f"{key} = {value!r}: write true or false" for key, value in flags.items() if type(value) is not bool]

@@ -86,7 +86,8 @@ def find_reasons(report: StatusReport) -> Iterable[Reason]:
     for loop in report.loops:
         yield from _loop_reasons(loop)
     for stream in report.streams:
-        text = f"{stream.backlog_entries} entries of {stream.stream} wait and none was logged"
+        waiting = _many(stream.backlog_entries or 0, "entry", "entries")
+        text = f"{waiting} of {stream.stream} wait{'s' if stream.backlog_entries == 1 else ''} and none was logged"
         yield from _stalled(ReasonKind.STREAM_STALLED, text, stream.stalled_seconds)
     for table in report.tables:
         yield from _table_reasons(table)
@@ -141,10 +142,12 @@ def _table_reasons(table: TableStatus) -> Iterable[Reason]:
         yield _degraded(ReasonKind.CIRCUIT_OPEN, f"delivery of {table.table} waits for ClickHouse{waiting}{why}")
     elif table.last_error:
         waiting = "" if table.next_try_seconds is None else f" in {table.next_try_seconds:.0f} s"
-        text = f"delivery of {table.table} failed {table.attempt} times and tries again{waiting}: {table.last_error}"
+        times = "once" if table.attempt == 1 else f"{table.attempt} times"
+        text = f"delivery of {table.table} failed {times} and tries again{waiting}: {table.last_error}"
         yield _degraded(ReasonKind.TABLE_RETRIES, text)
     else:
-        text = f"{table.pending} rows of {table.table} are due and none was delivered"
+        are = "is" if table.pending == 1 else "are"
+        text = f"{_many(table.pending or 0, 'row')} of {table.table} {are} due and none was delivered"
         yield from _stalled(ReasonKind.TABLE_STALLED, text, table.stalled_seconds)
 
 
@@ -154,15 +157,17 @@ def _record_reasons(report: StatusReport) -> Iterable[Reason]:
         text = f"{_many(failed.rows, 'parked row')} in {_many(failed.open, 'failed sync')}: `replicator failed list`"
         yield _degraded(ReasonKind.FAILED_SYNCS, text)
     if rejected.open:
-        text = f"{rejected.open} entries could not be logged: `replicator rejected list`"
+        text = f"{_many(rejected.open, 'entry', 'entries')} could not be logged: `replicator rejected list`"
         yield _degraded(ReasonKind.REJECTED_ENTRIES, text)
     if gaps.open:
-        lost = "an unknown number of" if gaps.entries_lost is None else str(gaps.entries_lost)
-        text = f"{lost} entries left Redis before they were read ({_many(gaps.open, 'gap')}): `replicator gaps list`"
+        known = gaps.entries_lost is not None
+        lost = _many(gaps.entries_lost, "entry", "entries") if known else "an unknown number of entries"
+        they = "it was" if gaps.entries_lost == 1 else "they were"
+        text = f"{lost} left Redis before {they} read ({_many(gaps.open, 'gap')}): `replicator gaps list`"
         yield _failed(ReasonKind.GAPS, text)
     if report.verify.mismatches:
         found = report.verify.mismatches
-        differences = f"{found} difference{'s' if found > 1 else ''}"
+        differences = _many(found, "difference")
         text = f"verify found {differences} between log and ClickHouse: `replicator verify` names them"
         yield _failed(ReasonKind.VERIFY_MISMATCH, text)
 
@@ -196,5 +201,5 @@ def _lag_reasons(report: StatusReport) -> Iterable[Reason]:
             yield (_failed if grave else _degraded)(kind, f"{what} is full in {seconds / 60:.0f} min at today's rate")
 
 
-def _many(number: int, one: str) -> str:
-    return f"{number} {one}{'' if number == 1 else 's'}"
+def _many(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or f'{one}s'}"

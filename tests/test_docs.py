@@ -17,6 +17,7 @@ from ops.reference import PAGES
 from replicator.cli import cli
 from replicator.config import VARIABLES
 from replicator.config.values import PROFILE_SECTIONS, REPLICATOR_SECTIONS, SECRETS_SECTIONS, TableConfig, written_keys
+from replicator.schema import COLUMN_KEYS
 from replicator.status_reasons import ReasonKind
 
 README = (ROOT / "README.md").read_text()
@@ -82,6 +83,14 @@ def test_every_setting_is_documented(section: str, kind: type) -> None:
 def test_every_key_of_a_table_is_documented() -> None:
     (row,) = [line for line in _table_cells("Settings").splitlines() if "`[[tables]]`" in line]
     assert [key for key in written_keys(TableConfig) if f"`{key}`" not in row] == []
+
+
+@pytest.mark.parametrize("key", COLUMN_KEYS)
+def test_every_key_of_a_column_is_documented(key: str) -> None:
+    (row,) = [line for line in _table_cells("Settings").splitlines() if "`[tables.columns]`" in line]
+    assert f"`{key}`" in row
+    example = (ROOT / "config" / "replicator.toml").read_text()
+    assert key == "type" or f"{key} = " in example
 
 
 @pytest.mark.parametrize("variable", [v.name for v in VARIABLES])
