@@ -11,7 +11,8 @@ from rich.text import Text
 
 from replicator.cli_answer import counted, printable
 
-UNKNOWN = "unknown"
+UNKNOWN, NOT_FILLING = "unknown", "not filling"
+YEARS_SECONDS = 3 * 365 * 86_400
 COLOURS = {"ok": "green", "degraded": "yellow", "failed": "red"}
 Report = dict[str, Any]
 
@@ -64,22 +65,25 @@ def _flow(report: Report) -> Table:
     grid.add_row("lag", Text(f"{several(sink['lag_changes'], 'change')}, {seconds(sink['lag_seconds'])}"))
     grid.add_row("kept aside", Text(kept_aside(report)))
     grid.add_row("verify", Text(_verified(report["verify"])))
-    grid.add_row(
-        "runway",
-        Text(
-            f"disk {seconds(runway['disk_seconds'], 'not foreseeable')}, "
-            f"Redis {seconds(runway['redis_seconds'], 'not foreseeable')}, "
-            f"caught up in {seconds(runway['catch_up_seconds'], UNKNOWN)}"
-        ),
-    )
+    grid.add_row("runway", Text(lasting(runway)))
     return grid
 
 
+def lasting(runway: Report) -> str:
+    """When the disk and Redis are full and delivery has caught up, or why there is no such moment."""
+    full = {"never": NOT_FILLING, "unlimited": "without a limit"}
+    disk, redis = (full.get(runway[what]) or seconds(runway[f"{what}_seconds"]) for what in ("disk", "redis"))
+    falls_behind = runway["catch_up"] == "never"
+    in_time = f"caught up in {seconds(runway['catch_up_seconds'])}"
+    return f"disk {disk}, Redis {redis}, {'falling behind: more is logged than delivered' if falls_behind else in_time}"
+
+
 def kept_aside(report: Report) -> str:
-    """What is parked, rejected and lost, in numbers."""
+    """What is parked and since when, rejected and lost, in numbers."""
     failed, rejected, gaps = report["failed_syncs"], report["rejected_entries"], report["gaps"]
+    age = f", the oldest {seconds(failed['oldest_age_seconds'])} old" if failed["open"] else ""
     return (
-        f"{several(failed['open'], 'failed sync')} ({several(failed['rows'], 'row')}), "
+        f"{several(failed['open'], 'failed sync')} ({several(failed['rows'], 'row')}{age}), "
         f"{several(rejected['open'], 'rejected entry', 'rejected entries')}, {several(gaps['open'], 'gap')}"
     )
 
@@ -150,4 +154,6 @@ def seconds(value: float | None, unknown: str = UNKNOWN) -> str:
         return f"{value:.1f} s"
     if value < 7200:
         return f"{value / 60:.0f} min"
-    return f"{value / 3600:.0f} h" if value < 172_800 else f"{value / 86_400:.0f} days"
+    if value < 172_800:
+        return f"{value / 3600:.0f} h"
+    return f"{value / 86_400:,.0f} days" if value < YEARS_SECONDS else "years"

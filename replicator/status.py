@@ -7,6 +7,7 @@ the design is there, others may be added. Never asks anybody: see `status_live` 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import Any
 
 from attrs import asdict, evolve, field, frozen
@@ -130,12 +131,25 @@ class VerifyStatus:
     success_age_seconds: float | None = None
 
 
+class Outlook(StrEnum):
+    """What is known of a moment to come. Only what is foreseen has seconds."""
+
+    UNKNOWN = "unknown"
+    FORESEEN = "foreseen"
+    NEVER = "never"
+    """Not at today's rate: nothing grows, or delivery is no faster than capture."""
+    UNLIMITED = "unlimited"
+
+
 @frozen(kw_only=True)
 class Runway:
-    """Seconds until something runs out at today's rate; None where nothing does, or too little is known."""
+    """Seconds at today's rate until the disk and Redis' memory are full and until delivery has caught up."""
 
+    disk: Outlook = Outlook.UNKNOWN
     disk_seconds: float | None = None
+    redis: Outlook = Outlook.UNKNOWN
     redis_seconds: float | None = None
+    catch_up: Outlook = Outlook.UNKNOWN
     catch_up_seconds: float | None = None
 
 

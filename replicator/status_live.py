@@ -23,10 +23,8 @@ from replicator.free_space import disk_free_bytes
 from replicator.status import (
     LogStatus,
     LoopStatus,
-    Rates,
     Reason,
     ReasonKind,
-    Runway,
     SinkStatus,
     State,
     StatusReport,
@@ -46,34 +44,18 @@ from replicator.status_file import (
     verify_status,
 )
 from replicator.status_probe import Probe, RedisFacts, backlog_entries, engine_status
+from replicator.status_runway import RUNWAY_WINDOW_SECONDS, SAMPLE_SECONDS, Sample, foresee, recent_rates
 from replicator.status_stall import Stall
 
 if TYPE_CHECKING:
     from replicator.deliver import Deliver
     from replicator.service import Service
 
-SAMPLE_SECONDS = 2.0
 REPORT_SECONDS_MAX = 60.0
 """A report that old says nothing of now: it is made every few seconds."""
 DUE_SECONDS_SLACK = 1.0
-RATE_WINDOW_SECONDS = 30.0
-RUNWAY_WINDOW_SECONDS = 600.0
-RUNWAY_SECONDS_KNOWN = 20.0
-"""What was watched for less says nothing of a trend."""
 
 log = structlog.get_logger(__name__)
-
-
-@frozen(kw_only=True)
-class Sample:
-    """Counters at one instant."""
-
-    at: float
-    entries_read: int
-    changes_logged: int
-    rows_delivered: int
-    log_bytes: int
-    redis_bytes: int | None
 
 
 @define
@@ -187,7 +169,7 @@ def _collect(
     report = _with_stalls(report, stall, [facts.standing for facts in delivery.lanes], clock)
     report = with_lag(report, head=head, checkpoint=checkpoint, parked=records.failed.rows, age=age)
     maximum = redis_facts.memory_max_bytes if redis_facts and not redis_facts.error else None
-    return evolve(report, runway=_runway(report, samples, maximum))
+    return evolve(report, runway=foresee(report, samples, maximum))
 
 
 def _with_stalls(report: StatusReport, stall: Stall, lanes: Sequence[LaneStanding], clock: float) -> StatusReport:
@@ -308,7 +290,7 @@ def _confirmed(confirmed: Mapping[str, int] | None, delivered: Mapping[str, int]
     return min([checkpoint, *short])
 
 
-# ── loops, rates, runway ──
+# ── counters, loops ──
 
 
 def _totals(service: Service) -> Totals:
@@ -342,46 +324,3 @@ def _loops(service: Service, clock: float) -> list[LoopStatus]:
             )
         )
     return loops
-
-
-def _before(samples: tuple[Sample, ...], window_seconds: float) -> Sample:
-    """The oldest sample within the window before the last one; where samples are further apart, the one before it."""
-    *earlier, newest = samples
-    return next((s for s in earlier if newest.at - s.at <= window_seconds), earlier[-1] if earlier else newest)
-
-
-def recent_rates(samples: tuple[Sample, ...]) -> Rates:
-    """What happened per second lately; unknown until two samples are far enough apart."""
-    old, new = _before(samples, RATE_WINDOW_SECONDS), samples[-1]
-    seconds = new.at - old.at
-    if seconds < SAMPLE_SECONDS / 2:
-        return Rates()
-    return Rates(
-        entries_read=(new.entries_read - old.entries_read) / seconds,
-        changes_logged=(new.changes_logged - old.changes_logged) / seconds,
-        rows_delivered=(new.rows_delivered - old.rows_delivered) / seconds,
-    )
-
-
-def _runway(report: StatusReport, samples: tuple[Sample, ...], redis_bytes_max: int | None) -> Runway:
-    old, new = samples[0], samples[-1]
-    seconds = new.at - old.at
-    disk = redis = None
-    if seconds >= RUNWAY_SECONDS_KNOWN:
-        growth = (new.log_bytes - old.log_bytes) / seconds
-        if growth > 0 and report.disk_free_bytes is not None:
-            disk = report.disk_free_bytes / growth
-        if redis_bytes_max and new.redis_bytes is not None and old.redis_bytes is not None:
-            growth = (new.redis_bytes - old.redis_bytes) / seconds
-            redis = max(0, redis_bytes_max - new.redis_bytes) / growth if growth > 0 else None
-    return Runway(disk_seconds=disk, redis_seconds=redis, catch_up_seconds=_catch_up(report))
-
-
-def _catch_up(report: StatusReport) -> float | None:
-    lag, rates = report.sink.lag_changes, report.rates
-    if lag is None or lag == 0:
-        return None if lag is None else 0.0
-    if rates.rows_delivered is None or rates.changes_logged is None:
-        return None
-    gain = rates.rows_delivered - rates.changes_logged
-    return lag / gain if gain > 0 else None

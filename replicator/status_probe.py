@@ -36,6 +36,7 @@ class RedisFacts:
     version: str | None = None
     memory_used_bytes: int | None = None
     memory_max_bytes: int | None = None
+    """0 where it has no limit."""
     streams: Mapping[str, StreamDescription] = field(factory=dict)
     error: str | None = None
     refused: bool = False
@@ -89,7 +90,7 @@ class Probe:
             asked_at=time.monotonic(),
             version=about.get("valkey_version") or about.get("redis_version"),
             memory_used_bytes=about.get("used_memory"),
-            memory_max_bytes=about.get("maxmemory") or None,
+            memory_max_bytes=about.get("maxmemory"),
             streams=streams,
         )
 

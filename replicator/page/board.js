@@ -83,15 +83,21 @@ function edge(name, perSecond, why) {
 
 const total = (values) => (values.includes(null) ? null : values.reduce((a, b) => a + b, 0));
 
+// What is not foreseen is said in words: it never comes, there is no limit, or nothing is known.
+function foreseen(runway, what, never) {
+  return { never, unlimited: "no limit" }[runway[what]] || seconds(runway[`${what}_seconds`]);
+}
+
 export function drawFigures(view) {
-  const { sink, runway, verify } = view;
+  const { sink, runway, verify, failed_syncs: failed } = view;
   const verified = verify.last_at === null ? "never" : verify.mismatches ? `${number(verify.mismatches)} differ` : "equal";
   const figures = [
     ["Lag, changes", number(sink.lag_changes), "logged and not in ClickHouse"],
     ["Lag, time", seconds(sink.lag_seconds), "age of the oldest of them"],
-    ["Caught up in", seconds(runway.catch_up_seconds), "at today's rate"],
-    ["Disk lasts", seconds(runway.disk_seconds, "not foreseeable"), `${size(view.disk_free_bytes)} free`],
-    ["Redis lasts", seconds(runway.redis_seconds, "not foreseeable"), "until its memory is full"],
+    ["Parked", counted(failed.rows, "row"), failed.open ? `the oldest ${seconds(failed.oldest_age_seconds)} old` : "kept aside, nothing lost"],
+    ["Caught up in", foreseen(runway, "catch_up", "never"), "at today's rate"],
+    ["Disk lasts", foreseen(runway, "disk", "not filling"), `${size(view.disk_free_bytes)} free`],
+    ["Redis lasts", foreseen(runway, "redis", "not filling"), "until its memory is full"],
     ["Last verify", verified, verify.last_at === null ? "replicator verify" : clock(Date.parse(verify.last_at) / 1000)],
   ];
   redraw(byId("figures"), figures, () => figures.map(([name, value, more]) =>

@@ -58,13 +58,13 @@ def test_a_paused_table_is_called_a_table(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("count", "words"),
     [
-        (1, "1 failed sync (1 row), 1 rejected entry, 1 gap"),
-        (2, "2 failed syncs (2 rows), 2 rejected entries, 2 gaps"),
+        (1, "1 failed sync (1 row, the oldest 5 min old), 1 rejected entry, 1 gap"),
+        (2, "2 failed syncs (2 rows, the oldest 5 min old), 2 rejected entries, 2 gaps"),
     ],
 )
 def test_the_status_counts_what_is_kept_aside(count: int, words: str) -> None:
     report = {
-        "failed_syncs": {"open": count, "rows": count},
+        "failed_syncs": {"open": count, "rows": count, "oldest_age_seconds": 300.0},
         "rejected_entries": {"open": count},
         "gaps": {"open": count},
     }

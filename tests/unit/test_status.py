@@ -165,7 +165,8 @@ def test_the_json_form_has_the_documented_fields_and_no_guess() -> None:
     sink = {"checkpoint_offset", "confirmed_offset", "lag_changes", "lag_seconds", "circuit"}
     assert report["sink"] == dict.fromkeys(sink)
     assert report["failed_syncs"]["open"] is None
-    assert report["runway"] == {"disk_seconds": None, "redis_seconds": None, "catch_up_seconds": None}
+    seconds = dict.fromkeys(("disk_seconds", "redis_seconds", "catch_up_seconds"))
+    assert report["runway"] == {**seconds, "disk": "unknown", "redis": "unknown", "catch_up": "unknown"}
     assert json.loads(json.dumps(report)) == report
 
 

@@ -10,8 +10,7 @@ from attrs import define
 from log_room import LogRoom
 
 from replicator.database import Session
-from replicator.status import Rates
-from replicator.status_live import RATE_WINDOW_SECONDS, Sample, read_delivery, recent_rates
+from replicator.status_live import read_delivery
 
 
 @define
@@ -37,19 +36,3 @@ def test_what_is_logged_while_a_report_is_made_is_never_taken_for_delivered(room
     session.close()
     assert delivery.checkpoint == 5
     assert {facts.standing.lane: facts.at for facts in delivery.lanes} == {"change_log": 5}
-
-
-def sample(at: float, count: int) -> Sample:
-    return Sample(at=at, entries_read=count, changes_logged=count, rows_delivered=count, log_bytes=0, redis_bytes=None)
-
-
-def test_rates_are_of_the_last_while_and_known_where_samples_are_far_apart() -> None:
-    steady = tuple(sample(10.0 * turn, 100 * turn) for turn in range(7))
-    assert recent_rates(steady) == Rates(entries_read=10, changes_logged=10, rows_delivered=10)
-    far = 3 * RATE_WINDOW_SECONDS
-    sparse = (sample(0, 0), sample(far, 0), sample(2 * far, 900))
-    assert recent_rates(sparse) == Rates(entries_read=10, changes_logged=10, rows_delivered=10)
-
-
-def test_rates_are_unknown_from_one_sample_alone() -> None:
-    assert recent_rates((sample(5, 5),)) == recent_rates((sample(5, 5), sample(5.1, 9))) == Rates()
