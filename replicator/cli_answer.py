@@ -97,14 +97,19 @@ def local_database(settings: Settings) -> Iterator[Database]:
     """The file itself, opened and migrated by this command."""
     from replicator.service import open_database  # noqa: PLC0415 - loads everything
 
-    path = settings.writer.database.path
-    if not path.exists():
-        raise DatabaseUnavailable(f"there is no database at {path} yet", hint="the first `replicator run` makes it")
+    require_file(settings)
     database = open_database(settings)
     try:
         yield database
     finally:
         database.close()
+
+
+def require_file(settings: Settings) -> None:
+    """Raises DatabaseUnavailable where there is no file: opening one would make it."""
+    path = settings.writer.database.path
+    if not path.exists():
+        raise DatabaseUnavailable(f"there is no database at {path} yet", hint="the first `replicator run` makes it")
 
 
 def service_or_file(settings: Settings, remote: Callable[[Client], Any], local: Callable[[Operations], Any]) -> Any:

@@ -36,7 +36,7 @@ def sync_command(context: click.Context, timeout: float, as_json: bool) -> None:
 
 
 def _sync_file(settings: Settings, timeout_seconds: float) -> dict[str, Any]:
-    from replicator.running import sync_once  # noqa: PLC0415 - loads everything
+    from replicator.service_alone import sync_once  # noqa: PLC0415 - loads everything
 
     return sync_once(settings, actor=local_actor(), timeout_seconds=timeout_seconds)
 

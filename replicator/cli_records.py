@@ -13,17 +13,20 @@ from replicator.cli_answer import (
     confirm,
     dry_run_option,
     json_option,
+    local_operations,
     printable,
+    require_file,
     service_or_file,
     settings_of,
     table,
     yes_option,
 )
-from replicator.client import local_actor
+from replicator.client import connect, local_actor
+from replicator.config import Settings
 from replicator.errors import UsageError
 
 if TYPE_CHECKING:
-    from replicator.operations import Selection
+    from replicator.operations import Operations, Selection
 
 SHOWN_MAX = 1000
 AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
@@ -106,12 +109,30 @@ def _list(context: click.Context, what: str, subject_name: str, options: Options
 
 def _change(context: click.Context, what: str, verb: str, body: Options, more: Options) -> Options:
     """Ask for a change, of the service or of the file."""
-    wait = more.get("wait_seconds", 0) + ANSWER_SECONDS
-    return service_or_file(
-        settings_of(context),
-        remote=lambda client: client.post(f"/api/v1/{what}/{verb}", body | more, timeout_seconds=wait),
-        local=lambda ops: getattr(ops, f"{what}_{verb}")(_selection(body), actor=local_actor(), **more),
-    )
+    settings = settings_of(context)
+
+    def asked(operations: Operations) -> Options:
+        done: Options = getattr(operations, f"{what}_{verb}")(_selection(body), actor=local_actor(), **more)
+        return done
+
+    client = connect(settings)
+    if client is not None:
+        wait = more.get("wait_seconds", 0) + ANSWER_SECONDS
+        done: Options = client.post(f"/api/v1/{what}/{verb}", body | more, timeout_seconds=wait)
+        return done
+    if verb == "retry" and not more["dry_run"]:
+        return _alone(settings, what, asked)
+    with local_operations(settings) as operations:
+        return asked(operations)
+
+
+def _alone(settings: Settings, what: str, asked: Callable[[Operations], Options]) -> Options:
+    """With delivery, and for rejected entries with what logs them, going on meanwhile."""
+    from replicator.service_alone import alone  # noqa: PLC0415 - loads everything
+
+    require_file(settings)
+    with alone(settings, logging=what == "rejected") as operations:
+        return asked(operations)
 
 
 def _show_one(context: click.Context, what: str, row_id: int, as_json: bool) -> None:
@@ -175,7 +196,10 @@ def failed_show(context: click.Context, failed_id: int, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def failed_retry(context: click.Context, **options: Any) -> None:
-    """Send parked ranges again now, by ID, --table, --older-than or --all. Ends with 3 when some are still open."""
+    """Send parked ranges again now, by ID, --table, --older-than or --all. Ends with 3 when some are still open.
+
+    Without a running service it opens the file and delivers by itself.
+    """
     more = {"wait_seconds": options["wait"], "dry_run": options["dry_run"]}
     done = _change(context, "failed", "retry", _body(options), more)
     answer(done, options["as_json"], lambda d: _show_failed(d["failed"]))
@@ -234,7 +258,10 @@ def rejected_show(context: click.Context, rejected_id: int, as_json: bool) -> No
 @json_option
 @click.pass_context
 def rejected_retry(context: click.Context, **options: Any) -> None:
-    """Decode entries again with today's configuration and log those that fit. Ends with 3 when some are still open."""
+    """Decode entries again with today's configuration and log those that fit. Ends with 3 when some are still open.
+
+    Without a running service it opens the file and logs them by itself; Redis has to answer.
+    """
     more = {"as_new": options["as_new"], "dry_run": options["dry_run"]}
     done = _change(context, "rejected", "retry", _body(options), more)
     answer(done, options["as_json"], lambda d: _show_retried(d["rejected"]))

@@ -123,7 +123,7 @@ class DuckDBManager:
         return report
 
     def _deliver(self) -> SyncReport:
-        from replicator.running import sync_once  # noqa: PLC0415 - loads the whole service
+        from replicator.service_alone import sync_once  # noqa: PLC0415 - loads the whole service
 
         started, seconds = time.monotonic(), sum(waits_of(self._profile)) or SECONDS_DEFAULT
         rows = self._profile.sync.batch_size

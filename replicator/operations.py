@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from attrs import define, evolve, field, frozen
 
@@ -21,7 +22,7 @@ from replicator.database import Database, Session, now, statement
 from replicator.decode_parts import unpack_raw
 from replicator.deliver import Deliver
 from replicator.deliver_requests import ask, let_go, redrive, try_now
-from replicator.errors import ChangeRejected, SinkUnavailable, UsageError
+from replicator.errors import ChangeRejected, ReplicatorError, SinkUnavailable, UsageError
 from replicator.ledger import Ledger
 from replicator.model import FailedSync, ParkReason
 from replicator.retry import sentence_of_parked
@@ -30,6 +31,7 @@ LIST_MAX = 10_000
 POLL_SECONDS = 0.02
 RAW_SHOWN_BYTES = 4096
 Answer = dict[str, Any]
+Part = TypeVar("Part", Deliver, Capture)
 _LISTS = {"sync": "failed", "entry": "rejected", "gap": "gaps"}
 
 
@@ -75,6 +77,18 @@ class Operations:
         with self._session() as session:
             record_action(session, actor, action, subject, effect)
 
+    @contextmanager
+    def _recorded(self, actor: str, action: str, subject: str) -> Iterator[list[str]]:
+        """A row for what is done inside, with the effect that is said there, or what it ended by."""
+        effect: list[str] = []
+        try:
+            yield effect
+        except ReplicatorError as error:
+            effect.append(f"not done: {error}")
+            raise
+        finally:
+            self._record(actor, action, subject, "; ".join(effect))
+
     # ── delivering ──
 
     def sync(self, *, actor: str, timeout_seconds: float = 60.0, batch_rows_max: int | None = None) -> Answer:
@@ -82,7 +96,7 @@ class Operations:
 
         ``batch_rows_max`` caps batches that are not frozen yet.
         """
-        deliver = self._running("sync")
+        deliver = self._running("sync", self.deliver)
         head, started = deliver.capture.released_head, time.monotonic()
         from_offset = ask(deliver, lambda: try_now(deliver, batch_rows_max))
         while not _reached(deliver, head) and time.monotonic() - started < timeout_seconds:
@@ -112,12 +126,13 @@ class Operations:
                 return f"{name}: {state.stopped_reason or state.last_error}"
         return "there is more than could be sent in the time given"
 
-    def _running(self, what: str) -> Deliver:
-        if self.deliver is None:
+    @staticmethod
+    def _running(what: str, part: Part | None) -> Part:
+        if part is None:
             raise SinkUnavailable(
                 f"the service is not running, so {what} is not possible", hint="start it with `replicator run`"
             )
-        return self.deliver
+        return part
 
     # ── pausing ──
 
@@ -150,17 +165,10 @@ class Operations:
         """Rows of failed_syncs, oldest offsets first."""
         sql = statement("operations/failed").replace("failed_syncs", self.ledger.failed_table)
         parameters = {"table": selection.subject, **_bounds(selection)}
-        names = ("id", "table", "first_offset", "last_offset", "row_count", "reason", "error_code")
         names = (
-            *names,
-            "error_column",
-            "error_message",
-            "attempts",
-            "first_failed_at",
-            "last_failed_at",
-            "status",
-            "note",
-        )
+            "id", "table", "first_offset", "last_offset", "row_count", "reason", "error_code", "error_column",
+            "error_message", "attempts", "first_failed_at", "last_failed_at", "status", "note",
+        )  # fmt: skip
         return self._rows(sql, parameters, names, selection)
 
     def failed_show(self, failed_id: int, *, limit: int = 100) -> Answer:
@@ -181,14 +189,14 @@ class Operations:
         chosen = self._chosen(self.failed(selection.for_change()), selection, "failed sync")
         if dry_run:
             return {"dry_run": True, "failed": chosen}
-        deliver = self._running("a retry")
         ids = [row["id"] for row in chosen]
-        for failed in self._failures(ids):
-            ask(deliver, lambda failed=failed: redrive(deliver, failed, requested_by=actor))  # type: ignore[misc]
-        self._record(actor, "failed retry", _ids(ids), f"{len(ids)} sent again")
-        before = {row["id"]: row["attempts"] for row in chosen}
-        after = self._await(before, wait_seconds)
-        return {"dry_run": False, "failed": after, "resolved": sum(row["status"] == "resolved" for row in after)}
+        with self._recorded(actor, "failed retry", _ids(ids)) as effect:
+            deliver = self._running("a retry", self.deliver)
+            asked = [ask(deliver, partial(redrive, deliver, each, requested_by=actor)) for each in self._failures(ids)]
+            after = self._await({row["id"]: row["attempts"] for row in chosen}, wait_seconds)
+            resolved = sum(row["status"] == "resolved" for row in after)
+            effect.append(f"{resolved} resolved, {len(after) - resolved} not")
+        return {"dry_run": False, "failed": after, "requested": sum(asked), "resolved": resolved}
 
     def _await(self, attempts: dict[int, int], wait_seconds: float) -> list[Answer]:
         deadline = time.monotonic() + wait_seconds
@@ -251,16 +259,12 @@ class Operations:
         chosen = self._chosen(self.rejected(selection.for_change()), selection, "rejected entry")
         if dry_run:
             return {"dry_run": True, "rejected": chosen}
-        if self.capture is None:
-            raise SinkUnavailable(
-                "the service is not running, so a retry is not possible", hint="start it with `replicator run`"
-            )
         ids = [row["id"] for row in chosen]
-        kept = self.capture.readmit(ids, as_new=as_new, timeout_seconds=wait_seconds) if ids else {}
-        logged = len(ids) - len(kept)
-        self._record(
-            actor, "rejected retry", _ids(ids), f"{logged} logged{' as new' if as_new else ''}, {len(kept)} kept"
-        )
+        with self._recorded(actor, "rejected retry", _ids(ids)) as effect:
+            capture = self._running("a retry", self.capture)
+            kept = capture.readmit(ids, as_new=as_new, timeout_seconds=wait_seconds) if ids else {}
+            logged = len(ids) - len(kept)
+            effect.append(f"{logged} logged{' as new' if as_new else ''}, {len(kept)} kept")
         rows = self.rejected(Selection(ids=tuple(ids), status=None)) if ids else []
         return {
             "dry_run": False,

@@ -10,19 +10,19 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 from attrs import define, evolve, field
 
 from replicator import systemd
 from replicator.config import Settings
-from replicator.errors import ConfigError, SourceUnavailable
+from replicator.errors import ConfigError
 from replicator.meters import MeasuredLog, MeasuredSink, Metrics, resource
 from replicator.operations import Operations
 from replicator.page_feed import PageFeed
@@ -289,22 +289,3 @@ class RunningService:
             if (sink.options.user, sink.options.password) != (new.user, new.password):
                 sink.options = evolve(sink.options, user=new.user, password=new.password)
                 sink.close()
-
-
-def sync_once(
-    settings: Settings, *, actor: str, timeout_seconds: float, batch_rows_max: int | None = None
-) -> dict[str, Any]:
-    """Deliver what the file holds without a service: opens it, delivers up to its head, closes it."""
-    service = Service.build(settings)
-    try:
-        with suppress(SourceUnavailable):  # as while it runs: without Redis delivery goes on
-            service.ownership.acquire(service.stop)
-        service.reconciler.check_log()
-        service.progress.release(service.changelog.head)
-        service.supervise("deliver", service.deliver_all)
-        operations = Operations(
-            database=service.database, controls=service.controls, ledger=service.ledger, deliver=service.deliver
-        )
-        return operations.sync(actor=actor, timeout_seconds=timeout_seconds, batch_rows_max=batch_rows_max)
-    finally:
-        service.shut_down()

@@ -125,6 +125,8 @@ class Synced(BaseModel):
 class FailedChanged(BaseModel):
     dry_run: bool
     failed: list[Failed]
+    requested: int | None = None
+    """How many are sent again for this; the others were waiting for that already."""
     resolved: int | None = None
     discarded: int | None = None
 

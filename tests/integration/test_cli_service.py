@@ -159,6 +159,27 @@ def test_a_refused_row_is_parked_shown_retried_and_resolved(
     assert count(clickhouse_server, clickhouse_database) == 100
 
 
+def test_parked_rows_are_sent_again_without_a_service(
+    replicator: Replicator, source: redis.Redis, clickhouse_server: ClickHouse, clickhouse_database: str
+) -> None:
+    replicator.start()
+    poison(clickhouse_server, clickhouse_database, replicator)
+    add(source, 1, 20)
+    replicator.until_status(lambda r: r["failed_syncs"]["open"] == 1, "the row is parked")
+    replicator.until_status(lambda r: r["sink"]["checkpoint_offset"] == 20, "the others go on")
+    replicator.stop()
+    refused = replicator.command("failed", "retry", "--all", "--json")
+    assert (refused.code, refused.json["requested"], refused.json["resolved"]) == (3, 1, 0)
+    assert refused.json["failed"][0]["status"] == "open"
+    assert replicator.command("actions", "--json").json[0]["effect"] == "0 resolved, 1 not"
+    cure(clickhouse_server, clickhouse_database)
+    done = replicator.command("failed", "retry", "--all", "--json")
+    assert (done.code, done.json["requested"], done.json["resolved"]) == (0, 1, 1)
+    assert count(clickhouse_server, clickhouse_database) == 20
+    assert replicator.command("actions", "--json").json[0]["effect"] == "1 resolved, 0 not"
+    assert replicator.command("failed", "list").out == "nothing is parked\n"
+
+
 def test_a_discarded_row_stays_on_record_and_leaves_the_lag(
     replicator: Replicator, source: redis.Redis, clickhouse_server: ClickHouse, clickhouse_database: str
 ) -> None:
@@ -230,10 +251,28 @@ def test_a_rejected_entry_is_logged_once_the_configuration_takes_it(
     forced = replicator.command("rejected", "retry", str(second["id"]), "--as-new", "--json")
     assert (forced.code, forced.json["logged"]) == (0, 1)
     replicator.until_status(lambda r: r["state"] == "ok" and r["sink"]["checkpoint_offset"] == 3, "all is delivered")
+
+
+def test_a_rejected_entry_is_retried_without_a_service(replicator: Replicator, source: redis.Redis) -> None:
+    declared = '[[tables]]\nname = "trades"\nkey = ["id"]\n[tables.columns]\nid = "VARCHAR"\nquantity = "{}"\n'
+    replicator.configure(sections="[serve]\nport = 0\n" + declared.format("TINYINT"))
+    replicator.start()
+    source.xadd("trades", {"data": '{"id": "a", "quantity": 1000}'})
+    replicator.until_status(lambda r: r["rejected_entries"]["open"] == 1, "it does not fit")
     replicator.stop()
-    offline = replicator.command("rejected", "retry", "--all")
-    assert offline.code == 3
-    assert "replicator run" in offline.err
+    source.xadd("trades", {"data": '{"id": "b", "quantity": 2}'})
+    assert replicator.command("rejected", "retry", "--all").code == 3, "it does not fit yet"
+    replicator.configure(sections="[serve]\nport = 0\n" + declared.format("INTEGER"))
+    redis_url = replicator.environment["REDIS_URL"]
+    replicator.environment["REDIS_URL"] = "redis://127.0.0.1:1/0"
+    without = replicator.command("rejected", "retry", "--all")
+    assert without.code == 3 and "127.0.0.1:1" in without.err, without.err
+    replicator.environment["REDIS_URL"] = redis_url
+    done = replicator.command("rejected", "retry", "--all", "--json")
+    assert (done.code, done.json["logged"]) == (0, 1)
+    report = replicator.command("status", "--json").json
+    assert (report["rejected_entries"]["open"], report["log"]["head_offset"]) == (0, 1), "nothing is read from Redis"
+    assert replicator.command("actions", "--json").json[0].items() >= {"effect": "1 logged, 0 kept"}.items()
 
 
 def test_pause_survives_a_restart_and_pausing_again_is_success(replicator: Replicator, source: redis.Redis) -> None:
