@@ -142,13 +142,18 @@ def _table_reasons(table: TableStatus) -> Iterable[Reason]:
         yield _degraded(ReasonKind.CIRCUIT_OPEN, f"delivery of {table.table} waits for ClickHouse{waiting}{why}")
     elif table.last_error:
         waiting = "" if table.next_try_seconds is None else f" in {table.next_try_seconds:.0f} s"
-        times = "once" if table.attempt == 1 else f"{table.attempt} times"
-        text = f"delivery of {table.table} failed {times} and tries again{waiting}: {table.last_error}"
+        text = f"delivery of {table.table} {_tried(table.attempt)}{waiting}: {table.last_error}"
         yield _degraded(ReasonKind.TABLE_RETRIES, text)
     else:
         are = "is" if table.pending == 1 else "are"
         text = f"{_many(table.pending or 0, 'row')} of {table.table} {are} due and none was delivered"
         yield from _stalled(ReasonKind.TABLE_STALLED, text, table.stalled_seconds)
+
+
+def _tried(attempt: int | None) -> str:
+    if not attempt:  # it is not the same again: a refused batch goes on in parts, what could not be read is read again
+        return "failed and goes on"
+    return f"failed {'once' if attempt == 1 else f'{attempt} times'} and tries again"
 
 
 def _record_reasons(report: StatusReport) -> Iterable[Reason]:

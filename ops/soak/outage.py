@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -188,6 +188,7 @@ class Outage:
             found.wrong += [f"failed_syncs: {each}" for each in session.rows("from failed_syncs where status = 'open'")]
             resolved = session.rows("select table_name, count(*) from failed_syncs where reason = 'outage' group by 1")
         self.report.figures["parked_batches"] = dict(resolved)
+        found.wrong += too_many_parked(dict(resolved))
         for stream, table, offset in (("trades", "change_log", "log_offset"), ("orders", "orders_log", "_offset")):
             entries, (rows, ids) = written.entries[stream], logged.get(stream, (0, 0))
             ((held, offsets),) = self.room.sink_rows(f"select count(), uniqExact({offset}) from {{db}}.{table}")
@@ -201,6 +202,11 @@ class Outage:
         if held_orders != {key: quantity for key, quantity in written.orders.items() if quantity is not None}:
             found.wrong.append("orders in ClickHouse is not what the producer wrote last")
         return found
+
+
+def too_many_parked(batches: Mapping[str, int]) -> list[str]:
+    """One outage parks one batch of a table at most; what is beyond that, in words."""
+    return [f"{table}: {count} batches parked by one outage" for table, count in batches.items() if count > 1]
 
 
 def _peak_mb(pid: int) -> float:

@@ -11,6 +11,7 @@ from findings import Findings, compare
 from pipeline_room import PipelineRoom
 from storm_room import ORDERS, audit, settle
 
+from ops.soak.outage import too_many_parked
 from ops.soak.report import MISMATCH, Report, close
 from replicator.embedded.clickhouse import ClickHouse
 
@@ -97,3 +98,8 @@ def test_a_soak_that_finds_anything_ends_with_four_and_names_the_seed(capsys: py
     figures = json.loads(capsys.readouterr().out)
     assert figures["lost"] == 1 and figures["entries"] == 6
     assert figures["at_fault"] == ["trades 1-1 is not in the log (seed 8)"]
+
+
+def test_an_outage_that_parks_more_than_one_batch_of_a_table_is_found() -> None:
+    assert too_many_parked({"trades": 1}) == too_many_parked({}) == []
+    assert too_many_parked({"trades": 1, "orders": 2}) == ["orders: 2 batches parked by one outage"]

@@ -63,6 +63,11 @@ def stream(stalled_seconds: float) -> list[StreamStatus]:
         ({"tables": table(circuit="open", next_try_seconds=5)}, State.DEGRADED, "next probe in 5 s"),
         ({"tables": table(last_error="refused", attempt=1)}, State.DEGRADED, "failed once and tries again: refused"),
         ({"tables": table(last_error="refused", attempt=2)}, State.DEGRADED, "failed 2 times"),
+        (
+            {"tables": table(last_error="row 3", attempt=0)},
+            State.DEGRADED,
+            "delivery of trades failed and goes on: row 3",
+        ),
         ({"tables": table(stopped="other shape")}, State.FAILED, "delivery of trades is stopped: other shape"),
         ({"tables": table(pending=1, stalled_seconds=40.0)}, State.DEGRADED, "1 row of trades is due and none"),
         ({"tables": table(pending=5, stalled_seconds=40.0)}, State.DEGRADED, "5 rows of trades are due and none"),
