@@ -73,11 +73,6 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: st
     console.print(shown)
 
 
-def counted(number: int, one: str, many: str = "") -> str:
-    """A number with its noun: ``many`` where adding an s does not make the plural."""
-    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
-
-
 def printable(text: str) -> str:
     """Without control characters: what came from a stream must not drive a terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

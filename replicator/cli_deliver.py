@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 
-from replicator.cli_answer import answer, counted, json_option, service_or_file, settings_of
+from replicator.cli_answer import answer, json_option, service_or_file, settings_of
 from replicator.client import connect, local_actor
 from replicator.config import Settings
+from replicator.words import counted
 
 UNAVAILABLE = 3
 ANSWER_SECONDS = 20.0

@@ -8,10 +8,11 @@ from urllib.parse import quote
 
 import click
 
-from replicator.cli_answer import answer, counted, json_option, printable, settings_of, table
+from replicator.cli_answer import answer, json_option, printable, settings_of, table
 from replicator.client import Client, connect
 from replicator.config import Settings
 from replicator.errors import DatabaseUnavailable
+from replicator.words import counted
 
 if TYPE_CHECKING:
     from replicator.service import Service

@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
-from replicator.cli_answer import answer, counted, dry_run_option, json_option, printable, settings_of, table
+from replicator.cli_answer import answer, dry_run_option, json_option, printable, settings_of, table
 from replicator.cli_progress import MISMATCH, Show, follow, progress_bar
 from replicator.cli_service import opened_service
 from replicator.client import connect, local_actor
 from replicator.config import Settings
+from replicator.words import counted
 
 
 @click.command("replay", short_help="Send a range to ClickHouse again.")

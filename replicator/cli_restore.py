@@ -9,7 +9,6 @@ import click
 from replicator.cli_answer import (
     answer,
     confirm,
-    counted,
     dry_run_option,
     json_option,
     printable,
@@ -20,6 +19,7 @@ from replicator.cli_answer import (
 from replicator.cli_progress import MISMATCH, progress_bar
 from replicator.client import database_in_use, local_actor
 from replicator.errors import UsageError
+from replicator.words import counted
 
 
 @click.command("restore", short_help="Fill a lost DuckDB file from ClickHouse.")

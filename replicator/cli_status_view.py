@@ -9,7 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from replicator.cli_answer import counted, printable
+from replicator.cli_answer import printable
+from replicator.words import counted
 
 UNKNOWN, NOT_FILLING = "unknown", "not filling"
 YEARS_SECONDS = 3 * 365 * 86_400

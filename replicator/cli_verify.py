@@ -12,7 +12,6 @@ import click
 from replicator.cli_answer import (
     answer,
     confirm,
-    counted,
     dry_run_option,
     json_option,
     printable,
@@ -24,6 +23,7 @@ from replicator.cli_progress import MISMATCH, Show, follow, progress_bar
 from replicator.cli_service import opened_service
 from replicator.client import connect, local_actor
 from replicator.config import Settings
+from replicator.words import counted
 
 SHOWN_MAX = 20
 

@@ -141,9 +141,7 @@ class Ledger:
     def begin_bisection(self, session: Session, batch: Batch) -> None:
         """Remember the whole that is about to be cut: how many of its rows may be parked is counted over all its parts."""
         with session.transaction():
-            session.execute("delete from meta where key = ?", [f"bisected/{batch.lane}"])
-            row = [f"bisected/{batch.lane}", f"{batch.offsets.first}-{batch.offsets.last}"]
-            session.execute("insert into meta values (?, ?)", row)
+            _remember(session, f"bisected/{batch.lane}", f"{batch.offsets.first}-{batch.offsets.last}")
 
     def split(self, session: Session, batch: Batch, children: Sequence[NewBatch]) -> list[Batch]:
         """Put a rejected batch's children in its place."""
@@ -240,8 +238,12 @@ class Ledger:
 
     def _store_send_seq(self, session: Session, value: int) -> None:
         if value != self.send_seq:
-            session.execute("delete from meta where key = 'send_seq'")
-            session.execute("insert into meta values ('send_seq', ?)", [str(value)])
+            _remember(session, "send_seq", str(value))
+
+
+def _remember(session: Session, key: str, value: str) -> None:
+    session.execute("delete from meta where key = ?", [key])
+    session.execute("insert into meta values (?, ?)", [key, value])
 
 
 def _copy_parked(session: Session, failed_id: int, lane: str, offsets: OffsetRange) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from attrs import define, evolve, field, frozen
 
 from replicator.status import Reason, State, StatusReport
+from replicator.words import counted
 
 HOUR_SECONDS = 3600.0
 POINT_SECONDS = 5.0
@@ -153,11 +154,7 @@ def _happened(before: StatusReport | None, now: StatusReport) -> Iterator[Told]:
         yield "happened", now.state, f"{before.state} → {now.state}"
     if now.verify.last_at is not None and now.verify.last_at != before.verify.last_at:
         found = now.verify.mismatches
-        text = (
-            "verify found both sides equal"
-            if not found
-            else f"verify found {found} difference{'s' if found > 1 else ''}"
-        )
+        text = "verify found both sides equal" if not found else f"verify found {counted(found, 'difference')}"
         yield "happened", State.FAILED if found else State.OK, text
     restarts = {loop.loop: loop.restarts for loop in before.loops}
     for loop in now.loops:

@@ -114,9 +114,8 @@ class Reconciler:
     def _check_log(self) -> None:
         session = self.database.session()
         try:
-            self.changelog.reread(
-                session
-            )  # what an earlier try stored is there, even where its commit was said to fail
+            # what an earlier try stored is there, even where its commit was said to fail
+            self.changelog.reread(session)
             positions = self.changelog.positions(session)
             witnesses = self._witnesses()
             if self.changelog.head == 0 and not positions and any(s.top for s in witnesses.lanes.values()):

@@ -25,6 +25,7 @@ from replicator.repair_sink import SinkMender, checksum_of
 from replicator.sink import ClickHouseSink, LedgerRow
 from replicator.verify import Progress, Verifier
 from replicator.verify_report import Batch, VerifyRequest
+from replicator.words import counted
 
 ROUNDS_MAX = 4
 """What was hidden behind a fault shows when that is mended."""
@@ -83,7 +84,7 @@ class Repairer:
             plan=evolve(plan, left=plan_for(after).left),
         )
         effect = (
-            f"{before.mismatches} mismatch{'' if before.mismatches == 1 else 'es'}: sent {report.sent_rows}, removed {report.removed_rows}, put right "
+            f"{counted(before.mismatches, 'mismatch', 'mismatches')}: sent {report.sent_rows}, removed {report.removed_rows}, put right "
             f"{report.log_rows} in the log and {report.state_rows} keys; {after.mismatches} left"
         )
         self._settled(

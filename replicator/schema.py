@@ -16,31 +16,8 @@ from attrs import evolve, field, frozen
 from replicator.column_types import ColumnType, Kind, parse_type, widens
 from replicator.default_value import default_problem
 from replicator.errors import ConfigError
+from replicator.own_tables import is_ours
 
-_RESERVED_TABLES = frozenset(
-    (
-        "change_log",
-        "stream_positions",
-        "checkpoints",
-        "sync_batches",
-        "failed_syncs",
-        "parked_changes",
-        "rejected_entries",
-        "stream_gaps",
-        "operator_actions",
-        "table_schemas",
-        "meta",
-        "schema_migrations",
-        "replicator_batches",
-        "claimed_ids",
-        "fold_positions",
-        "log_returns",
-        "rebuild_keys",
-        "rebuilds",
-        "removed_rows",
-        "replays",
-    )
-)
 _TABLE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
 COLUMN_KEYS = ("type", "not_null", "default", "round")
 """What a column's declaration may say."""
@@ -216,7 +193,7 @@ def table_name_problems(names: Sequence[str]) -> list[str]:
 def _name_problems(name: str) -> Iterable[str]:
     if not _TABLE_NAME.fullmatch(name):
         yield "a table's name starts with a letter and holds letters, digits and _ (at most 100): rename it"
-    if {name.lower(), f"{name}_log".lower(), f"{name}_state".lower()} & _RESERVED_TABLES:
+    if any(is_ours(each) for each in (name, f"{name}_log", f"{name}_state")):
         yield "this name belongs to the replicator's own tables: rename it"
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
+from replicator.words import counted
+
 if TYPE_CHECKING:
     from replicator.status import LoopStatus, StatusReport, TableStatus
 
@@ -86,7 +88,7 @@ def find_reasons(report: StatusReport) -> Iterable[Reason]:
     for loop in report.loops:
         yield from _loop_reasons(loop)
     for stream in report.streams:
-        waiting = _many(stream.backlog_entries or 0, "entry", "entries")
+        waiting = counted(stream.backlog_entries or 0, "entry", "entries")
         text = f"{waiting} of {stream.stream} wait{'s' if stream.backlog_entries == 1 else ''} and none was logged"
         yield from _stalled(ReasonKind.STREAM_STALLED, text, stream.stalled_seconds)
     for table in report.tables:
@@ -146,7 +148,7 @@ def _table_reasons(table: TableStatus) -> Iterable[Reason]:
         yield _degraded(ReasonKind.TABLE_RETRIES, text)
     else:
         are = "is" if table.pending == 1 else "are"
-        text = f"{_many(table.pending or 0, 'row')} of {table.table} {are} due and none was delivered"
+        text = f"{counted(table.pending or 0, 'row')} of {table.table} {are} due and none was delivered"
         yield from _stalled(ReasonKind.TABLE_STALLED, text, table.stalled_seconds)
 
 
@@ -159,20 +161,22 @@ def _tried(attempt: int | None) -> str:
 def _record_reasons(report: StatusReport) -> Iterable[Reason]:
     failed, rejected, gaps = report.failed_syncs, report.rejected_entries, report.gaps
     if failed.open:
-        text = f"{_many(failed.rows, 'parked row')} in {_many(failed.open, 'failed sync')}: `replicator failed list`"
+        text = (
+            f"{counted(failed.rows, 'parked row')} in {counted(failed.open, 'failed sync')}: `replicator failed list`"
+        )
         yield _degraded(ReasonKind.FAILED_SYNCS, text)
     if rejected.open:
-        text = f"{_many(rejected.open, 'entry', 'entries')} could not be logged: `replicator rejected list`"
+        text = f"{counted(rejected.open, 'entry', 'entries')} could not be logged: `replicator rejected list`"
         yield _degraded(ReasonKind.REJECTED_ENTRIES, text)
     if gaps.open:
         known = gaps.entries_lost is not None
-        lost = _many(gaps.entries_lost, "entry", "entries") if known else "an unknown number of entries"
+        lost = counted(gaps.entries_lost, "entry", "entries") if known else "an unknown number of entries"
         they = "it was" if gaps.entries_lost == 1 else "they were"
-        text = f"{lost} left Redis before {they} read ({_many(gaps.open, 'gap')}): `replicator gaps list`"
+        text = f"{lost} left Redis before {they} read ({counted(gaps.open, 'gap')}): `replicator gaps list`"
         yield _failed(ReasonKind.GAPS, text)
     if report.verify.mismatches:
         found = report.verify.mismatches
-        differences = _many(found, "difference")
+        differences = counted(found, "difference")
         text = f"verify found {differences} between log and ClickHouse: `replicator verify` names them"
         yield _failed(ReasonKind.VERIFY_MISMATCH, text)
 
@@ -204,7 +208,3 @@ def _lag_reasons(report: StatusReport) -> Iterable[Reason]:
         if seconds is not None and seconds < RUNWAY_SECONDS_MIN:
             grave = seconds < RUNWAY_SECONDS_MIN / 6
             yield (_failed if grave else _degraded)(kind, f"{what} is full in {seconds / 60:.0f} min at today's rate")
-
-
-def _many(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or f'{one}s'}"

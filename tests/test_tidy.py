@@ -18,7 +18,7 @@ from repository import ROOT, committed
 PACKAGE = ROOT / "replicator"
 
 LAYERS: dict[str, tuple[str, ...]] = {
-    "values": ("errors", "model", "column_types", "default_value", "schema", "log_columns", "failpoints"),
+    "values": ("errors", "model", "column_types", "default_value", "own_tables", "schema", "log_columns", "failpoints", "words"),
     "pure": (
         "canonical", "payload", "resp", "decode", "encode", "rows", "ndjson",
         "shape", "typed_text", "typed", "checksum", "wire", "lanes", "compare", "sink_ddl", "retry", "infer", "witness", "redis_replies", "status", "query_question", "query_plan", "query_formats", "query_rows", "sql_targets",

@@ -14,31 +14,7 @@ from replicator.config.checks import WrongValueError, shown, shown_key
 from replicator.config.layers import PIPELINE_FILE, Document, Sourced
 from replicator.config.resolve import Resolver, Spot
 from replicator.config.values import Profile, Redis, Setting, TableConfig, written_keys
-
-RESERVED_NAMES = frozenset(
-    {
-        "change_log",
-        "stream_positions",
-        "checkpoints",
-        "sync_batches",
-        "failed_syncs",
-        "parked_changes",
-        "rejected_entries",
-        "stream_gaps",
-        "operator_actions",
-        "meta",
-        "schema_migrations",
-        "table_schemas",
-        "claimed_ids",
-        "fold_positions",
-        "log_returns",
-        "rebuild_keys",
-        "rebuilds",
-        "removed_rows",
-        "replays",
-    }
-)
-"""Tables of ours that no declared table may be named after; so is everything that begins with ``replicator_``."""
+from replicator.own_tables import is_ours
 
 DERIVED_SUFFIXES = ("_log", "_state")
 
@@ -118,7 +94,7 @@ def _check_names(resolver: Resolver, document: Document, tables: list[TableConfi
         if table.name.startswith("_"):
             problems.append(f"{place}: begins with an underscore, as only our own names do; rename the table")
         for used in _names_of(table):
-            if used in RESERVED_NAMES or used.startswith("replicator_"):
+            if is_ours(used):
                 problems.append(f"{place}: {used} is the name of a table of ours; rename the table")
                 break
             if used in names:
@@ -148,8 +124,8 @@ def check_failed_sync_table(resolver: Resolver, role: str, profile: Profile, tab
     """The configured name of ``failed_syncs`` is not the name of anything else."""
     written = profile.error_handling.failed_sync_table
     name = written.casefold()
-    taken = (RESERVED_NAMES - {"failed_syncs"}) | {used for table in tables for used in _names_of(table)}
-    if name in taken or name.startswith(("_", "replicator_")):
+    taken = name != "failed_syncs" and is_ours(name)
+    if taken or name.startswith("_") or name in {used for table in tables for used in _names_of(table)}:
         resolver.clash(
             f"{profile.config_path} [error_handling] failed_sync_table = {shown(written)}: this name is taken by "
             "another table or reserved; choose another",

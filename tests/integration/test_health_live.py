@@ -144,7 +144,7 @@ def test_a_name_for_what_is_wrong_is_open_and_its_words_are_not(service: Replica
     assert (told.status, told.json()) == (200, {"state": "degraded", "reasons": ["rejected_entries"]})
     report = service.status()
     assert report["reason_kinds"] == ["rejected_entries"]
-    assert report["reasons"] == ["1 entries could not be logged: `replicator rejected list`"]
+    assert report["reasons"] == ["1 entry could not be logged: `replicator rejected list`"]
     assert service.http("GET", "/livez", token=None).json()["alive"] is True
 
 
