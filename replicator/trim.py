@@ -8,10 +8,11 @@ one that was read is left alone, in the same step that would trim it. Never read
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 from attrs import define, field
@@ -22,7 +23,7 @@ from replicator.errors import SourceUnavailable
 from replicator.model import NO_ENTRY, EntryId, StreamPosition, entry_order
 from replicator.source_trim import Trimmed
 
-TURN_SECONDS = 1.0
+TURN_SECONDS, REST_FACTOR = 1.0, 20
 ENTRIES_PER_STEP = 10_000
 """Redis serves nobody else during one step."""
 
@@ -58,12 +59,19 @@ class Trimmer:
     entries_trimmed: int = 0
     held_by: dict[str, str] = field(factory=dict)
     """By stream the group that has yet to read or acknowledge what could go otherwise."""
+    _bare: dict[str, tuple[int, int]] = field(factory=dict)
+    """By lane a checkpoint, and the offset up to which the log has nothing of the lane behind that checkpoint."""
+    _seen: int = 0
+    """The head at the last look: a lane that is not in ``_bare`` has nothing up to there."""
 
     def run(self) -> None:
-        """Until stopped. While Redis is silent there is nothing to do; capture says so."""
-        while not self.stop.wait(TURN_SECONDS):
+        """Until stopped. While Redis is silent there is nothing to do; capture says so. A dear turn comes less often."""
+        cost_seconds = 0.0
+        while not self.stop.wait(max(TURN_SECONDS, REST_FACTOR * cost_seconds)):
+            began = time.monotonic()
             with suppress(SourceUnavailable):
                 self.turn()
+            cost_seconds = time.monotonic() - began
 
     def turn(self) -> None:
         """Trim every stream as far as it may be. Raises SourceUnavailable or OwnershipLost."""
@@ -102,8 +110,39 @@ class Trimmer:
         return {stream: before for stream, before in limits.items() if before != NO_ENTRY}
 
     def _unconfirmed(self, session: Session) -> dict[str, tuple[int, EntryId]]:
-        sql = statement("trim/unconfirmed", self.failed_table)
-        return {stream: (epoch, EntryId(entry_id)) for stream, epoch, entry_id in session.rows(sql)}
+        """The first change of each stream that the sink does not have: its epoch and entry."""
+        head = self.changelog.head  # before the snapshot, which holds at least that much
+        with session.transaction():
+            parked = session.row(statement("trim/parked_between", self.failed_table))
+            rows = self._behind_the_lanes(session, head)
+            if parked is not None and parked[0] is not None:
+                bounds = {"first": parked[0], "last": parked[1]}
+                rows += session.rows(statement("trim/parked", self.failed_table), bounds)
+        first: dict[str, tuple[int, int, EntryId]] = {}
+        for stream, *found in rows:
+            first[stream] = min(first.get(stream, tuple(found)), tuple(found))
+        return {stream: (epoch, EntryId(entry_id)) for stream, (_, epoch, entry_id) in first.items()}
+
+    def _behind_the_lanes(self, session: Session, head: int) -> list[tuple[Any, ...]]:
+        """The first change of each stream behind each lane's checkpoint, looking at no more than can have changed."""
+        if head < self._seen:
+            self._bare, self._seen = {}, 0
+        stands = dict(session.rows(statement("trim/stands")))
+        starts = {lane: self._start(lane, stands.get(lane, 0)) for lane in {*stands, *self._bare}}
+        behind = min(self._seen, *starts.values()) if starts else 0
+        lists = {"lanes": list(starts), "starts": list(starts.values()), "behind": behind}
+        found = session.rows(statement("trim/unconfirmed"), lists)
+        first: dict[str, int] = {}
+        for lane, _, offset, *_ in found:
+            first[lane] = min(first.get(lane, offset), offset)
+        for lane in {*starts, *first}:
+            self._bare[lane] = (stands.get(lane, 0), first[lane] - 1 if lane in first else head)
+        self._seen = head
+        return [row[1:] for row in found]
+
+    def _start(self, lane: str, checkpoint: int) -> int:
+        known, bare_to = self._bare.get(lane, (0, 0))
+        return max(checkpoint, bare_to) if known <= checkpoint else checkpoint
 
 
 def _limit(position: StreamPosition, unconfirmed: tuple[int, EntryId] | None) -> EntryId:
