@@ -171,9 +171,10 @@ class RunningQuery:
 
     def _handed_over(self, reader: pa.RecordBatchReader, writer: pa.RecordBatchWriter) -> bool:
         """The next batch, if there is one."""
-        with self.queries.pace.work(self._unless_cancelled):
+        with self.queries.pace.work(self._unless_cancelled, others_too=True):
             batch = next(reader, None)
-            if batch is not None:
+        if batch is not None:
+            with self.queries.pace.work(self._unless_cancelled):
                 writer.write_batch(batch)
         return batch is not None
 

@@ -1,7 +1,8 @@
 """How much of the service's own time readers' queries may take: judging them and handing over rows.
 
 Guarantees: while capture is busy, all queries together have at most a tenth of one core's time in the service's
-process; while it is not, they never wait. What they compute beside it is last in line for the processor anyway.
+process; while it is not, they never wait. Busy is who has much to log, and who has more waiting than it comes to. What
+queries compute beside the service is last in line for the processor anyway.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ BUSY_CHANGES_PER_SECOND = 50_000
 """Below this capture has time to spare."""
 REST_FACTOR = 9
 SAMPLE_SECONDS = 0.25
+BUSY_SECONDS = 5.0
+"""So long it counts as busy after the last sign of it: far behind, it commits but once in a while."""
 WAIT_SECONDS = 0.05
 
 
@@ -30,29 +33,35 @@ class Pace:
     _free_at: float = 0.0
     _sampled_at: float = field(factory=time.monotonic)
     _sampled: int = 0
-    _busy: bool = False
+    _busy_until: float = 0.0
     _lock: threading.Lock = field(factory=threading.Lock)
 
     @contextmanager
-    def work(self, unless: Callable[[], None]) -> Iterator[None]:
-        """Inside is work in this thread that counts. Waits for its turn; ``unless`` is asked meanwhile and may raise."""
+    def work(self, unless: Callable[[], None], *, others_too: bool = False) -> Iterator[None]:
+        """Inside is work that counts. Waits for its turn; ``unless`` is asked meanwhile and may raise.
+
+        ``others_too``: DuckDB's threads work on it as well, so that all the time it takes counts, not this thread's alone.
+        """
         while (wait := self._wait()) > 0:
             unless()
             time.sleep(min(wait, WAIT_SECONDS))
-        began = time.thread_time()
+        clock = time.monotonic if others_too else time.thread_time
+        began = clock()
         try:
             yield
         finally:
-            self._charge(time.thread_time() - began)
+            self._charge(clock() - began)
 
     def _wait(self) -> float:
         with self._lock:
             clock = time.monotonic()
             if self.progress is not None and clock - self._sampled_at >= SAMPLE_SECONDS:
                 grown = self.progress.changes_appended - self._sampled
-                self._busy = grown > BUSY_CHANGES_PER_SECOND * (clock - self._sampled_at)
+                much = grown > BUSY_CHANGES_PER_SECOND * (clock - self._sampled_at)
+                if much or (grown and self.progress.behind):
+                    self._busy_until = clock + BUSY_SECONDS
                 self._sampled_at, self._sampled = clock, self.progress.changes_appended
-            return self._free_at - clock if self._busy else 0.0
+            return self._free_at - clock if clock < self._busy_until else 0.0
 
     def _charge(self, seconds: float) -> None:
         with self._lock:

@@ -15,6 +15,7 @@ import struct
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +28,7 @@ from replicator.query_question import Format
 BATCH_ROWS = 20_480
 PIECE_BYTES_MAX = 1 << 20
 PARENT_SECONDS = 0.5
-NICE = 10
+NICE = 19
 ADDRESS_MB_BEYOND = 1024
 """What the process may take beside DuckDB's own limit: its libraries, and texts that DuckDB does not count."""
 NO_MEMORY = re.compile(r"[Oo]ut of [Mm]emory|[Aa]llocation failure|failed to (?:allocate|pin)|could not allocate")
@@ -152,6 +153,8 @@ def _confine(memory_mb: int) -> None:
     """Last in line for the processor and for room."""
     os.nice(NICE)
     if sys.platform == "linux":
+        with suppress(OSError):  # a session of its own is a group of its own to the scheduler, where it groups at all
+            Path("/proc/self/autogroup").write_text(str(NICE))
         Path("/proc/self/oom_score_adj").write_text("1000")
         bound = (memory_mb + ADDRESS_MB_BEYOND) << 20
         resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
