@@ -11,6 +11,8 @@ RATE_WINDOW_SECONDS = 30.0
 RUNWAY_WINDOW_SECONDS = 600.0
 RUNWAY_SECONDS_KNOWN = 20.0
 """What was watched for less says nothing of a trend."""
+ON_ITS_WAY_SECONDS = 5.0
+"""What is no older than this beyond the interval that delivery is given is not behind: some is always on its way."""
 Foreseen = tuple[Outlook, float | None]
 UNKNOWN: Foreseen = (Outlook.UNKNOWN, None)
 NEVER: Foreseen = (Outlook.NEVER, None)
@@ -78,8 +80,9 @@ def _until_full(free: int | None, before: int | None, now: int | None, seconds: 
 
 
 def _catch_up(report: StatusReport) -> Foreseen:
-    lag, rates = report.sink.lag_changes, report.rates
-    if lag == 0:
+    lag, age, rates = report.sink.lag_changes, report.sink.lag_seconds, report.rates
+    on_its_way = age is not None and age <= report.sync_interval_seconds + ON_ITS_WAY_SECONDS
+    if lag == 0 or (on_its_way and not report.failed_syncs.open):
         return Outlook.FORESEEN, 0.0
     if lag is None or rates.rows_delivered is None or rates.changes_logged is None:
         return UNKNOWN

@@ -6,7 +6,7 @@ import pytest
 from attrs import evolve
 
 from replicator.cli_status_view import lasting
-from replicator.status import Outlook, Rates, Runway, SinkStatus, StatusReport
+from replicator.status import FailedStatus, Outlook, Rates, Runway, SinkStatus, StatusReport
 from replicator.status_runway import RATE_WINDOW_SECONDS, RUNWAY_SECONDS_KNOWN, Sample, foresee, recent_rates
 
 REPORT = StatusReport(pipeline="main", running=True, database="d.duckdb", disk_free_bytes=1000)
@@ -34,10 +34,11 @@ def of_redis(before: int | None, now: int | None, maximum: int | None) -> tuple[
 
 
 def of_delivery(
-    lag: int | None, *, logged: float | None = 1.0, out: float | None = 1.0
+    lag: int | None, *, logged: float | None = 1.0, out: float | None = 1.0, age: float | None = 60.0, parked: int = 0
 ) -> tuple[Outlook, float | None]:
-    rates = Rates(changes_logged=logged, rows_delivered=out)
-    found = foresee(evolve(REPORT, sink=SinkStatus(lag_changes=lag), rates=rates), (sample(0),), None)
+    rates, sink = Rates(changes_logged=logged, rows_delivered=out), SinkStatus(lag_changes=lag, lag_seconds=age)
+    report = evolve(REPORT, sink=sink, rates=rates, sync_interval_seconds=1.0, failed_syncs=FailedStatus(open=parked))
+    found = foresee(report, (sample(0),), None)
     return found.catch_up, found.catch_up_seconds
 
 
@@ -78,6 +79,13 @@ def test_delivery_that_is_no_faster_than_capture_never_catches_up() -> None:
     assert of_delivery(100, logged=10, out=10) == of_delivery(100, logged=10, out=3) == (Outlook.NEVER, None)
     assert of_delivery(0, logged=10, out=10) == of_delivery(0, logged=None, out=None) == (Outlook.FORESEEN, 0.0)
     assert of_delivery(None) == of_delivery(9, logged=None) == of_delivery(9, out=None) == (Outlook.UNKNOWN, None)
+
+
+def test_what_is_merely_on_its_way_is_caught_up() -> None:
+    assert of_delivery(1000, logged=1000, out=990, age=1.5) == (Outlook.FORESEEN, 0.0)
+    assert of_delivery(1000, logged=1000, out=990, age=7.0) == (Outlook.NEVER, None)
+    assert of_delivery(1000, logged=1000, out=990, age=1.5, parked=1) == (Outlook.NEVER, None)
+    assert of_delivery(1000, logged=1000, out=990, age=None) == (Outlook.NEVER, None)
 
 
 @pytest.mark.parametrize(
