@@ -228,11 +228,11 @@ def faults(ours: Rows, theirs: Rows, frozen: Checksum, beside: Rows | None = Non
     if not len(places):
         return []
     alike = ours.where(~np.isin(ours.places, places))
-    base = _plus(alike.checksum, beside.checksum if beside else _NOTHING)
+    base = alike.checksum + (beside.checksum if beside else _NOTHING)
     unlike, other = (side.where(np.isin(side.places, places)) for side in (ours, theirs))
-    if _plus(base, unlike.checksum) == frozen:
+    if base + unlike.checksum == frozen:
         return _faults_of(Side.SINK, places, right=unlike, wrong=other)
-    if _plus(base, other.checksum) == frozen:
+    if base + other.checksum == frozen:
         return _faults_of(Side.LOG, places, right=other, wrong=unlike)
     return _mixed_faults(places, unlike, other, base, frozen)
 
@@ -248,10 +248,6 @@ def merged(found: Sequence[Fault]) -> list[Fault]:
 
 
 _NOTHING = Checksum(rows=0, sum=0, xor=0)
-
-
-def _plus(one: Checksum, other: Checksum) -> Checksum:
-    return Checksum(rows=one.rows + other.rows, sum=(one.sum + other.sum) % (1 << 64), xor=one.xor ^ other.xor)
 
 
 def _faults_of(side: Side, places: Offsets, *, right: Rows, wrong: Rows) -> list[Fault]:

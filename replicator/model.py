@@ -85,6 +85,10 @@ class Checksum:
     def __str__(self) -> str:
         return f"{self.rows}:{self.sum:016x}:{self.xor:016x}"
 
+    def __add__(self, other: Checksum) -> Checksum:
+        """Of both sets together."""
+        return Checksum(rows=self.rows + other.rows, sum=(self.sum + other.sum) % (1 << 64), xor=self.xor ^ other.xor)
+
     @classmethod
     def parse(cls, text: str) -> Checksum:
         rows, total, xor = text.split(":")

@@ -158,9 +158,7 @@ def sums_by_batch(
 
 
 def added(one: Checksum | None, other: Checksum) -> Checksum:
-    if one is None:
-        return other
-    return Checksum(rows=one.rows + other.rows, sum=(one.sum + other.sum) % (1 << 64), xor=one.xor ^ other.xor)
+    return other if one is None else one + other
 
 
 @frozen(kw_only=True)

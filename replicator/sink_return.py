@@ -7,6 +7,7 @@ become open failed_syncs rows with reason *lost*, never a silent rewind. Call wh
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -25,7 +26,7 @@ DOUBT = timedelta(hours=1)
 """What a restarted ClickHouse may have forgotten: anything delivered in the hour before the last insert."""
 EXPIRY_SLACK = timedelta(hours=1)
 """Rows so near to the end of their time may go while they are asked for."""
-BATCHES_PER_QUESTION = 1_000
+BATCHES_PER_QUESTION, ROWS_PER_QUESTION = 1_000, 1_000_000
 PRUNED = "the sink went back, and retention has removed these changes from the log"
 PART_AGAIN = "the sink went back: what it had of a batch that is parked in part is sent again"
 NOTHING = Checksum(rows=0, sum=0, xor=0)
@@ -152,9 +153,11 @@ class SinkReturn:
         newest = max((each.delivered_at for each in known), default=now())
         batches = [each for each in known if not each.parked]
         missing = self._missing(standing, batches) if short and self.ttl is None else set()
+        in_doubt = [e for e in batches if not e.recorded or (restarted and e.delivered_at >= newest - DOUBT)]
+        missing |= self._not_held([each.batch for each in in_doubt if each.batch.batch_id not in missing])
         for each in batches:
-            batch, doubtful = each.batch, restarted and each.delivered_at >= newest - DOUBT
-            if batch.batch_id in missing or ((doubtful or not each.recorded) and not self._holds(batch)):
+            batch = each.batch
+            if batch.batch_id in missing:
                 self._take(taken, batch, oldest)
             elif not each.recorded:
                 taken.recorded.append(batch)
@@ -213,11 +216,31 @@ class SinkReturn:
             missing |= {batch.batch_id for batch in some if held.get(batch.offsets.first, 0) < batch.row_count}
         return missing
 
+    def _not_held(self, batches: Sequence[Batch]) -> set[str]:
+        """Which of these are not there as they were sent. Neighbours are asked about together, then by halves."""
+        missing: set[str] = set()
+        left = list(_runs([batch for batch in batches if not self._is_past(batch)]))
+        asked, began = 0, time.monotonic()
+        while left:
+            run = left.pop()
+            asked += 1
+            if self.holds(self.lane(run[0].lane, run[0].schema_version), _as_one(run)):
+                continue
+            if len(run) == 1:
+                missing.add(run[0].batch_id)
+            else:
+                left += [run[: len(run) // 2], run[len(run) // 2 :]]
+        if asked:
+            seconds = round(time.monotonic() - began, 1)
+            log.info("sink_compared", lane=batches[0].lane, batches=len(batches), questions=asked, seconds=seconds)
+        return missing
+
     def _holds(self, batch: Batch) -> bool:
+        return not self._not_held([batch])
+
+    def _is_past(self, batch: Batch) -> bool:
         lane = self.lane(batch.lane, batch.schema_version)
-        if self.ttl is not None and self._may_have_expired(lane, batch, self.ttl):
-            return True
-        return self.holds(lane, batch)
+        return self.ttl is not None and self._may_have_expired(lane, batch, self.ttl)
 
     def _may_have_expired(self, lane: Lane, batch: Batch, ttl: timedelta) -> bool:
         """Whether any of its rows was logged so long ago; of what the log has pruned, when it was frozen must tell."""
@@ -348,6 +371,27 @@ def _union_end(end: int, ranges: Iterable[tuple[int, int]]) -> int:
             break
         end = max(end, last)
     return end
+
+
+def _runs(batches: Sequence[Batch]) -> Iterator[Sequence[Batch]]:
+    """Neighbours of one version, so many that one question about all of them is not too large."""
+    run: list[Batch] = []
+    rows = 0
+    for batch in batches:
+        full = len(run) >= BATCHES_PER_QUESTION or rows + batch.row_count > ROWS_PER_QUESTION
+        if run and (full or batch.schema_version != run[0].schema_version):
+            yield run
+            run, rows = [], 0
+        run.append(batch)
+        rows += batch.row_count
+    if run:
+        yield run
+
+
+def _as_one(run: Sequence[Batch]) -> Batch:
+    offsets = OffsetRange(first=run[0].offsets.first, last=run[-1].offsets.last)
+    checksum = sum((batch.checksum for batch in run), NOTHING)
+    return evolve(run[0], offsets=offsets, row_count=checksum.rows, checksum=checksum)
 
 
 def _slices(values: Sequence[T]) -> Iterator[Sequence[T]]:

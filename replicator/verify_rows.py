@@ -310,12 +310,9 @@ def _batch(row: Sequence[Any]) -> Segment:
 
 
 def _joined(batches: Sequence[Segment]) -> Segment:
-    total = xor = rows = 0
-    for batch in batches:
-        rows, total, xor = rows + batch.frozen.rows, total + batch.frozen.sum, xor ^ batch.frozen.xor
     return Segment(
         schema_version=batches[0].schema_version,
         offsets=OffsetRange(first=batches[0].offsets.first, last=batches[-1].offsets.last),
         batches=len(batches),
-        frozen=Checksum(rows=rows, sum=total % (1 << 64), xor=xor),
+        frozen=sum((batch.frozen for batch in batches[1:]), batches[0].frozen),
     )
