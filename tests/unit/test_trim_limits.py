@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 from attrs import define, field
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replicator.changelog import Append, ChangeLog
@@ -104,6 +104,7 @@ steps = st.one_of(
 )
 
 
+@settings(max_examples=40)
 @given(st.lists(steps, max_size=12))
 def test_a_look_at_what_can_have_changed_finds_what_a_look_at_everything_does(database: Database, taken: list) -> None:
     room = room_of(database)
