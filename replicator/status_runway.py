@@ -82,9 +82,10 @@ def _until_full(free: int | None, before: int | None, now: int | None, seconds: 
 def _catch_up(report: StatusReport) -> Foreseen:
     lag, age, rates = report.sink.lag_changes, report.sink.lag_seconds, report.rates
     on_its_way = age is not None and age <= report.sync_interval_seconds + ON_ITS_WAY_SECONDS
-    if lag == 0 or (on_its_way and not report.failed_syncs.open):
+    waiting = None if lag is None else lag - (report.failed_syncs.rows or 0)  # what is parked waits for something else
+    if waiting is not None and (waiting <= 0 or on_its_way):
         return Outlook.FORESEEN, 0.0
-    if lag is None or rates.rows_delivered is None or rates.changes_logged is None:
+    if waiting is None or rates.rows_delivered is None or rates.changes_logged is None:
         return UNKNOWN
     gain = rates.rows_delivered - rates.changes_logged
-    return (Outlook.FORESEEN, lag / gain) if gain > 0 else NEVER
+    return (Outlook.FORESEEN, waiting / gain) if gain > 0 else NEVER

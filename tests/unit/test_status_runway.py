@@ -37,7 +37,9 @@ def of_delivery(
     lag: int | None, *, logged: float | None = 1.0, out: float | None = 1.0, age: float | None = 60.0, parked: int = 0
 ) -> tuple[Outlook, float | None]:
     rates, sink = Rates(changes_logged=logged, rows_delivered=out), SinkStatus(lag_changes=lag, lag_seconds=age)
-    report = evolve(REPORT, sink=sink, rates=rates, sync_interval_seconds=1.0, failed_syncs=FailedStatus(open=parked))
+    report = evolve(
+        REPORT, sink=sink, rates=rates, sync_interval_seconds=1.0, failed_syncs=FailedStatus(open=parked, rows=parked)
+    )
     found = foresee(report, (sample(0),), None)
     return found.catch_up, found.catch_up_seconds
 
@@ -84,8 +86,13 @@ def test_delivery_that_is_no_faster_than_capture_never_catches_up() -> None:
 def test_what_is_merely_on_its_way_is_caught_up() -> None:
     assert of_delivery(1000, logged=1000, out=990, age=1.5) == (Outlook.FORESEEN, 0.0)
     assert of_delivery(1000, logged=1000, out=990, age=7.0) == (Outlook.NEVER, None)
-    assert of_delivery(1000, logged=1000, out=990, age=1.5, parked=1) == (Outlook.NEVER, None)
+    assert of_delivery(1001, logged=1000, out=990, age=60.0, parked=1) == (Outlook.NEVER, None)
     assert of_delivery(1000, logged=1000, out=990, age=None) == (Outlook.NEVER, None)
+
+
+def test_what_is_parked_is_not_what_delivery_has_to_catch_up_with() -> None:
+    assert of_delivery(1, logged=78, out=78, parked=1) == (Outlook.FORESEEN, 0.0)
+    assert of_delivery(101, logged=10, out=30, parked=1) == (Outlook.FORESEEN, 5.0)
 
 
 @pytest.mark.parametrize(
