@@ -108,7 +108,7 @@ def test_rows_doubled_by_one_send_are_found_and_single_again(room: VerifyRoom) -
 
 def test_rows_that_the_log_does_not_have_are_extra_archived_and_removed(room: VerifyRoom) -> None:
     [kept] = room.offsets("trades", 1)
-    [free] = room.offsets("positions", 1)
+    [free] = room.offsets("positions", 1, among="trades")
     room.sql(
         f"insert into trades_log select * replace({free} as _offset, _version + 7 as _version, 'PLANTED' as trade_id, "
         f"'PLANTED' as _key) from (select * from trades_log final where _offset = {kept})"

@@ -191,10 +191,13 @@ class VerifyRoom:
         """Alter something in DuckDB behind our back."""
         self.session.execute(statement)
 
-    def offsets(self, table: str, count: int, *, op: str = "u") -> list[int]:
-        """Some offsets of a table's changes, at random."""
-        sql = "select log_offset from change_log where table_name = ? and op = ? order by log_offset"
-        return sorted(self.random.sample([at for (at,) in self.session.rows(sql, [table, op])], count))
+    def offsets(self, table: str, count: int, *, op: str = "u", among: str = "") -> list[int]:
+        """Some offsets of a table's changes, at random; ``among``: none beyond the last of that table's."""
+        sql = (
+            "select log_offset from change_log where table_name = ? and op = ? and log_offset <= "
+            "(select max(log_offset) from change_log where table_name = ?) order by log_offset"
+        )
+        return sorted(self.random.sample([at for (at,) in self.session.rows(sql, [table, op, among or table])], count))
 
     # ── what is found ──
 
