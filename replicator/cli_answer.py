@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -107,10 +107,15 @@ def require_file(settings: Settings) -> None:
         raise DatabaseUnavailable(f"there is no database at {path} yet", hint="the first `replicator run` makes it")
 
 
-def service_or_file(settings: Settings, remote: Callable[[Client], Any], local: Callable[[Operations], Any]) -> Any:
-    """Ask the running service; where none runs, work on the file."""
+def service_or_file(
+    settings: Settings,
+    remote: Callable[[Client], Any],
+    local: Callable[[Operations], Any],
+    opened: Callable[[Settings], AbstractContextManager[Operations]] = local_operations,
+) -> Any:
+    """Ask the running service; where none runs, work on the file, as ``opened``."""
     client = connect(settings)
     if client is not None:
         return remote(client)
-    with local_operations(settings) as operations:
+    with opened(settings) as operations:
         return local(operations)

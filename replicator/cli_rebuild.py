@@ -6,15 +6,7 @@ from typing import Any
 
 import click
 
-from replicator.cli_answer import (
-    answer,
-    confirm,
-    dry_run_option,
-    json_option,
-    printable,
-    settings_of,
-    yes_option,
-)
+from replicator.cli_answer import answer, confirm, dry_run_option, json_option, printable, settings_of, yes_option
 from replicator.cli_progress import MISMATCH, Show, follow, progress_bar
 from replicator.cli_service import opened_service
 from replicator.client import connect, local_actor

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,7 +23,7 @@ from replicator.cli_answer import (
     table,
     yes_option,
 )
-from replicator.client import connect, local_actor
+from replicator.client import local_actor
 from replicator.config import Settings
 from replicator.errors import UsageError
 
@@ -109,30 +111,22 @@ def _list(context: click.Context, what: str, subject_name: str, options: Options
 
 def _change(context: click.Context, what: str, verb: str, body: Options, more: Options) -> Options:
     """Ask for a change, of the service or of the file."""
-    settings = settings_of(context)
-
-    def asked(operations: Operations) -> Options:
-        done: Options = getattr(operations, f"{what}_{verb}")(_selection(body), actor=local_actor(), **more)
-        return done
-
-    client = connect(settings)
-    if client is not None:
-        wait = more.get("wait_seconds", 0) + ANSWER_SECONDS
-        done: Options = client.post(f"/api/v1/{what}/{verb}", body | more, timeout_seconds=wait)
-        return done
-    if verb == "retry" and not more["dry_run"]:
-        return _alone(settings, what, asked)
-    with local_operations(settings) as operations:
-        return asked(operations)
+    wait = more.get("wait_seconds", 0) + ANSWER_SECONDS
+    works = verb == "retry" and not more["dry_run"]
+    return service_or_file(
+        settings_of(context),
+        remote=lambda client: client.post(f"/api/v1/{what}/{verb}", body | more, timeout_seconds=wait),
+        local=lambda ops: getattr(ops, f"{what}_{verb}")(_selection(body), actor=local_actor(), **more),
+        opened=partial(_alone, logging=what == "rejected") if works else local_operations,
+    )
 
 
-def _alone(settings: Settings, what: str, asked: Callable[[Operations], Options]) -> Options:
+def _alone(settings: Settings, *, logging: bool) -> AbstractContextManager[Operations]:
     """With delivery, and for rejected entries with what logs them, going on meanwhile."""
     from replicator.service_alone import alone  # noqa: PLC0415 - loads everything
 
     require_file(settings)
-    with alone(settings, logging=what == "rejected") as operations:
-        return asked(operations)
+    return alone(settings, logging=logging)
 
 
 def _show_one(context: click.Context, what: str, row_id: int, as_json: bool) -> None:

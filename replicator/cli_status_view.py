@@ -148,9 +148,9 @@ def size(value: int | None) -> str:
     return f"{amount:.1f} TB"
 
 
-def seconds(value: float | None, unknown: str = UNKNOWN) -> str:
+def seconds(value: float | None) -> str:
     if value is None:
-        return unknown
+        return UNKNOWN
     if value < 120:
         return f"{value:.1f} s"
     if value < 7200:

@@ -17,7 +17,7 @@ from attrs import field, frozen
 
 from replicator.checksum import row_hash_clickhouse, row_hash_duckdb
 from replicator.lanes import ROW_HASH, Lane
-from replicator.model import Checksum, OffsetRange
+from replicator.model import NOTHING, Checksum, OffsetRange
 from replicator.schema import quote, quote_clickhouse
 
 CHOICES_MAX = 1 << 16
@@ -228,7 +228,7 @@ def faults(ours: Rows, theirs: Rows, frozen: Checksum, beside: Rows | None = Non
     if not len(places):
         return []
     alike = ours.where(~np.isin(ours.places, places))
-    base = alike.checksum + (beside.checksum if beside else _NOTHING)
+    base = alike.checksum + (beside.checksum if beside else NOTHING)
     unlike, other = (side.where(np.isin(side.places, places)) for side in (ours, theirs))
     if base + unlike.checksum == frozen:
         return _faults_of(Side.SINK, places, right=unlike, wrong=other)
@@ -245,9 +245,6 @@ def merged(found: Sequence[Fault]) -> list[Fault]:
     return [
         Fault(side=side, kind=kind, offsets=np.sort(np.concatenate(parts))) for (side, kind), parts in alike.items()
     ]
-
-
-_NOTHING = Checksum(rows=0, sum=0, xor=0)
 
 
 def _faults_of(side: Side, places: Offsets, *, right: Rows, wrong: Rows) -> list[Fault]:

@@ -17,13 +17,12 @@ from attrs import define, evolve, field, frozen
 from replicator.changelog import ChangeLog, store_positions
 from replicator.database import Session, now, statement
 from replicator.log_columns import GENERIC
-from replicator.model import NO_ENTRY, Checksum, EntryId, StreamPosition, entry_order, version_of
+from replicator.model import NO_ENTRY, NOTHING, EntryId, StreamPosition, entry_order, version_of
 from replicator.refetch import LOG_COLUMNS, as_logged, held_changes_sql, put_back
 from replicator.standing import LaneStanding, Recorded, SinkStanding, offset_column
 from replicator.witness import StreamDescription
 
 WINDOW_OFFSETS = 100_000
-NOTHING = Checksum(rows=0, sum=0, xor=0)
 VOID_VERSION = -1
 """The schema version of a void row: no lane's, so that it is neither folded nor delivered."""
 

@@ -95,6 +95,10 @@ class Checksum:
         return cls(rows=int(rows), sum=int(total, 16), xor=int(xor, 16))
 
 
+NOTHING = Checksum(rows=0, sum=0, xor=0)
+"""Of no rows."""
+
+
 CHANGE_SCHEMA = pa.schema(
     [
         ("table_name", pa.string()),

@@ -17,9 +17,9 @@ from replicator.compare import sink_sums_sql
 from replicator.database import Session
 from replicator.errors import SinkMisshapen
 from replicator.lanes import ROW_HASH, STAND_IN, Lane, typed_lane
-from replicator.model import Checksum, OffsetRange
+from replicator.model import NOTHING, Checksum, OffsetRange
 from replicator.pieces import pieces, without
-from replicator.rebuild_shape import Shape, added, sums_by_batch
+from replicator.rebuild_shape import Shape, sums_by_batch
 from replicator.refetch import as_logged, held_changes_sql
 from replicator.resend import Ready, ReadyRows, Resender
 from replicator.schema import quote_clickhouse
@@ -121,7 +121,7 @@ class Copy:
     def _add_up(self, lane: Lane, offsets: OffsetRange) -> None:
         if self.shape.reshaped:
             sums = sums_by_batch(self.session, lane.batch_sql, lane.offset_column, offsets, self.shape.old.name)
-            self.checksums |= {batch: added(self.checksums.get(batch), each) for batch, each in sums.items()}
+            self.checksums |= {batch: self.checksums.get(batch, NOTHING) + each for batch, each in sums.items()}
 
     def _state_below(self, below: int) -> None:
         """Current rows whose changes may have gone from T_log, too; versions decide, so that more is no harm."""

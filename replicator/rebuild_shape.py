@@ -157,10 +157,6 @@ def sums_by_batch(
     return {batch: Checksum(rows=int(count), sum=int(total), xor=int(xor)) for batch, count, total, xor in rows}
 
 
-def added(one: Checksum | None, other: Checksum) -> Checksum:
-    return other if one is None else one + other
-
-
 @frozen(kw_only=True)
 class Switch:
     """What the file takes over: batches' checksums under the new shape, the rows of T_state that the log no longer holds."""

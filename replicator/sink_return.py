@@ -18,7 +18,7 @@ from attrs import define, evolve, field, frozen
 from replicator.database import Session, now, statement
 from replicator.lanes import Lane
 from replicator.ledger import Ledger, NewBatch
-from replicator.model import Batch, Checksum, OffsetRange, version_of
+from replicator.model import NOTHING, Batch, Checksum, OffsetRange, version_of
 from replicator.sink import LedgerRow
 from replicator.standing import LaneStanding, SinkStanding
 
@@ -29,7 +29,6 @@ EXPIRY_SLACK = timedelta(hours=1)
 BATCHES_PER_QUESTION, ROWS_PER_QUESTION = 1_000, 1_000_000
 PRUNED = "the sink went back, and retention has removed these changes from the log"
 PART_AGAIN = "the sink went back: what it had of a batch that is parked in part is sent again"
-NOTHING = Checksum(rows=0, sum=0, xor=0)
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -154,7 +153,10 @@ class SinkReturn:
         batches = [each for each in known if not each.parked]
         missing = self._missing(standing, batches) if short and self.ttl is None else set()
         in_doubt = [e for e in batches if not e.recorded or (restarted and e.delivered_at >= newest - DOUBT)]
+        began = time.monotonic()
         missing |= self._not_held([each.batch for each in in_doubt if each.batch.batch_id not in missing])
+        took = round(time.monotonic() - began, 1)
+        log.info("sink_compared", lane=standing.lane, batches=len(in_doubt), missing=len(missing), seconds=took)
         for each in batches:
             batch = each.batch
             if batch.batch_id in missing:
@@ -220,19 +222,14 @@ class SinkReturn:
         """Which of these are not there as they were sent. Neighbours are asked about together, then by halves."""
         missing: set[str] = set()
         left = list(_runs([batch for batch in batches if not self._is_past(batch)]))
-        asked, began = 0, time.monotonic()
         while left:
             run = left.pop()
-            asked += 1
             if self.holds(self.lane(run[0].lane, run[0].schema_version), _as_one(run)):
                 continue
             if len(run) == 1:
                 missing.add(run[0].batch_id)
             else:
                 left += [run[: len(run) // 2], run[len(run) // 2 :]]
-        if asked:
-            seconds = round(time.monotonic() - began, 1)
-            log.info("sink_compared", lane=batches[0].lane, batches=len(batches), questions=asked, seconds=seconds)
         return missing
 
     def _holds(self, batch: Batch) -> bool:

@@ -36,7 +36,7 @@ from replicator.compare import (
 from replicator.database import Session, statement
 from replicator.database_errors import UNREADABLE
 from replicator.lanes import Lane
-from replicator.model import Checksum, OffsetRange
+from replicator.model import NOTHING, Checksum, OffsetRange
 from replicator.sink import ClickHouseSink
 from replicator.verify_known import Known
 from replicator.verify_report import DETAILED_MAX, Batch, Invariant, Problem
@@ -126,8 +126,8 @@ class RowComparison:
         theirs = self._sink_sums(lane, parts, where)
         ours = self._log_sums(lane, parts, where) if self.reread_log else None
         for part, segment in enumerate(segments):
-            log = segment.frozen if ours is None else ours.get(part, _EMPTY)
-            if not (log == theirs.get(part, _EMPTY) == segment.frozen):
+            log = segment.frozen if ours is None else ours.get(part, NOTHING)
+            if not (log == theirs.get(part, NOTHING) == segment.frozen):
                 yield segment
 
     def _log_sums(self, lane: Lane, parts: Sequence[OffsetRange], where: dict[str, int]) -> dict[int, Checksum]:
@@ -289,9 +289,6 @@ def _at_once(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
         yield some
 
 
-_EMPTY = Checksum(rows=0, sum=0, xor=0)
-
-
 def _sums(rows: Sequence[Sequence[Any]]) -> dict[int, Checksum]:
     return {int(row[0]): Checksum(rows=int(row[1]), sum=int(row[2]), xor=int(row[3])) for row in rows}
 
@@ -314,5 +311,5 @@ def _joined(batches: Sequence[Segment]) -> Segment:
         schema_version=batches[0].schema_version,
         offsets=OffsetRange(first=batches[0].offsets.first, last=batches[-1].offsets.last),
         batches=len(batches),
-        frozen=sum((batch.frozen for batch in batches[1:]), batches[0].frozen),
+        frozen=sum((batch.frozen for batch in batches), NOTHING),
     )

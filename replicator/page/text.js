@@ -29,8 +29,8 @@ export function size(value) {
   return `${unit ? value.toFixed(1) : value} ${UNITS[unit]}`;
 }
 
-export function seconds(value, unknown = UNKNOWN) {
-  if (!known(value)) return unknown;
+export function seconds(value) {
+  if (!known(value)) return UNKNOWN;
   if (value < 10) return `${value.toFixed(1)} s`;
   if (value < 120) return `${value.toFixed(0)} s`;
   if (value < 7200) return `${(value / 60).toFixed(0)} min`;

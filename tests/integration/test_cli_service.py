@@ -20,6 +20,13 @@ def poison(server: ClickHouse, database: str, replicator: Replicator) -> None:
     assert replicator.process is not None
 
 
+def park_one_of_twenty(replicator: Replicator, source: redis.Redis, server: ClickHouse, database: str) -> None:
+    replicator.start()
+    poison(server, database, replicator)
+    add(source, 1, 20)
+    replicator.until_status(lambda r: r["failed_syncs"]["open"] == 1, "the row is parked")
+
+
 def cure(server: ClickHouse, database: str) -> None:
     server.execute(f"alter table {database}.change_log drop constraint no_13")
 
@@ -162,10 +169,7 @@ def test_a_refused_row_is_parked_shown_retried_and_resolved(
 def test_parked_rows_are_sent_again_without_a_service(
     replicator: Replicator, source: redis.Redis, clickhouse_server: ClickHouse, clickhouse_database: str
 ) -> None:
-    replicator.start()
-    poison(clickhouse_server, clickhouse_database, replicator)
-    add(source, 1, 20)
-    replicator.until_status(lambda r: r["failed_syncs"]["open"] == 1, "the row is parked")
+    park_one_of_twenty(replicator, source, clickhouse_server, clickhouse_database)
     replicator.until_status(lambda r: r["sink"]["checkpoint_offset"] == 20, "the others go on")
     replicator.stop()
     refused = replicator.command("failed", "retry", "--all", "--json")
@@ -183,10 +187,7 @@ def test_parked_rows_are_sent_again_without_a_service(
 def test_a_discarded_row_stays_on_record_and_leaves_the_lag(
     replicator: Replicator, source: redis.Redis, clickhouse_server: ClickHouse, clickhouse_database: str
 ) -> None:
-    replicator.start()
-    poison(clickhouse_server, clickhouse_database, replicator)
-    add(source, 1, 20)
-    replicator.until_status(lambda r: r["failed_syncs"]["open"] == 1, "the row is parked")
+    park_one_of_twenty(replicator, source, clickhouse_server, clickhouse_database)
     refused = replicator.command("failed", "discard", "--all", "--reason", "test")
     assert refused.code == 2
     assert "--yes" in refused.err

@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replicator.model import Batch, Checksum, OffsetRange
-from replicator.sink_return import BATCHES_PER_QUESTION, NOTHING, SinkReturn
+from replicator.model import NOTHING, Batch, Checksum, OffsetRange
+from replicator.sink_return import BATCHES_PER_QUESTION, SinkReturn
 
 
 def row(offset: int) -> Checksum:
