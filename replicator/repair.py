@@ -130,9 +130,7 @@ class Repairer:
         if schema is None:
             return
         if plan.log_state:
-            keys = [fault.key for fault in plan.log_state if fault.key is not None]
-            hashes = [fault.key_hash for fault in plan.log_state]
-            self._settled(lambda: mender.renew_state(schema, keys, hashes))
+            self._settled(lambda: mender.renew_state(schema, plan.log_state))
         if plan.sink_state:
             sink.renew_state(lambda version: self.catalog.lane(plan.table, version), schema, plan.sink_state)
 

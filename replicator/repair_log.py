@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from attrs import define
 
-from replicator.compare import Rows, log_hashes_sql, sink_hashes_sql, unequal_places
+from replicator.compare import Difference, Rows, log_hashes_sql, sink_hashes_sql, unequal_places
 from replicator.database import Session, now
 from replicator.errors import LogCorrupt
 from replicator.lanes import Lane
@@ -22,7 +22,8 @@ from replicator.model import GENERIC_LANE
 from replicator.refetch import LOG_COLUMNS, fetch, put_back
 from replicator.schema import TableSchema, quote
 from replicator.sink import ClickHouseSink
-from replicator.state import refresh_keys
+from replicator.state import refresh_keys, single_keys
+from replicator.verify_report import StateFault
 
 OFFSETS_MAX = 10_000
 
@@ -99,10 +100,15 @@ class LogMender:
             if wrong:
                 self.fetch_back(lane, wrong)
 
-    def renew_state(self, schema: TableSchema, keys: Sequence[str], key_hashes: Sequence[int]) -> None:
-        """Rebuild these keys of DuckDB's T_state from the log."""
-        refresh_keys(self.session, schema, keys, key_hashes)
-        self.state_rows += len(key_hashes)
+    def renew_state(self, schema: TableSchema, faults: Sequence[StateFault]) -> None:
+        """Rebuild these keys of DuckDB's T_state from the log, which need not hold those any more that stand there twice."""
+        doubled, others = ([f for f in faults if (f.kind is Difference.DOUBLED) == twice] for twice in (True, False))
+        if doubled:
+            single_keys(self.session, schema, [fault.key_hash for fault in doubled])
+        if others:
+            keys = [fault.key for fault in others if fault.key is not None]
+            refresh_keys(self.session, schema, keys, [fault.key_hash for fault in others])
+        self.state_rows += len(faults)
 
     def _delete(self, lane: Lane, offsets: Sequence[int]) -> None:
         sql = f"delete from change_log where log_offset in (select unnest($offsets)) and {lane.where}"

@@ -182,14 +182,13 @@ def refresh_keys(session: Session, schema: TableSchema, keys: Sequence[str], key
     """Rebuild some keys of T_state from the log, as of where it is folded to. ``keys`` are their canonical texts."""
     columns = ", ".join(map(quote, _columns(schema)))
     state = quote(schema.state_name)
-    hashed = row_hash_duckdb([HashedColumn(name=c.name, type=c.type) for c in schema.key_columns])
+    hashed = _key_hash(schema)
     newest = (
         "select max(log_offset) from change_log where table_name = $table and schema_version > 0 "
         "and key in (select unnest($keys)) and log_offset <= $applied group by key"
     )
     with session.transaction():
-        # a fold at the same time conflicts with this update: one of both is done again
-        session.execute("update fold_positions set updated_at = ? where table_name = ?", [now(), schema.name])
+        _conflict_with_fold(session, schema)
         where = {"table": schema.name, "keys": list(keys), "applied": applied_offset(session, schema.name)}
         offsets = ", ".join(f"{offset:d}" for (offset,) in session.rows(newest, where))
         session.execute(f"delete from {state} where {hashed} in (select unnest(?::ubigint[]))", [list(key_hashes)])
@@ -198,3 +197,22 @@ def refresh_keys(session: Session, schema: TableSchema, keys: Sequence[str], key
                 f"insert into {state} ({columns}) select {columns} from {quote(schema.log_name)} "
                 f"where _offset in ({offsets}) and _op <> 'd'"
             )
+
+
+def single_keys(session: Session, schema: TableSchema, key_hashes: Sequence[int]) -> None:
+    """Of each of these keys' rows in T_state keep one, of the highest version."""
+    state, hashed = quote(schema.state_name), _key_hash(schema)
+    theirs = f"from {state} where {hashed} in (select unnest($hashes::ubigint[]))"
+    kept = f"select max_by(rowid, _version) {theirs} group by {hashed}"
+    with session.transaction():
+        _conflict_with_fold(session, schema)
+        session.execute(f"delete {theirs} and rowid not in ({kept})", {"hashes": list(key_hashes)})
+
+
+def _key_hash(schema: TableSchema) -> str:
+    return row_hash_duckdb([HashedColumn(name=c.name, type=c.type) for c in schema.key_columns])
+
+
+def _conflict_with_fold(session: Session, schema: TableSchema) -> None:
+    """A fold at the same time conflicts with this update: one of both is done again."""
+    session.execute("update fold_positions set updated_at = ? where table_name = ?", [now(), schema.name])

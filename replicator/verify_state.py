@@ -6,6 +6,7 @@ the one that differs from the key's newest logged change. Only reads.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ class _Shown:
     version: int
     digest: int
     key: str
+    rows: int = 1
 
 
 @frozen(kw_only=True)
@@ -166,7 +168,9 @@ class StateComparison:
             f"select k, h, _version, key from ({sql}) where k in (select unnest($listed::ubigint[]))",
             {"listed": key_hashes},
         )
-        return {k: _Shown(version=version, digest=h, key=key) for k, h, version, key in rows}
+        times = Counter(row[0] for row in rows)
+        newest_last = sorted(rows, key=lambda row: row[2])
+        return {k: _Shown(version=version, digest=h, key=key, rows=times[k]) for k, h, version, key in newest_last}
 
     def _sink_rows(self, key_hashes: list[int]) -> dict[int, _Shown]:
         if not self.exists:
@@ -260,6 +264,8 @@ def _kind(truth: _Truth, shown: _Shown | None) -> Difference | None:
         return None if truth.version is None else Difference.MISSING
     if truth.version is None:
         return Difference.EXTRA
+    if shown.rows > 1:
+        return Difference.DOUBLED
     same = (shown.version, shown.digest) == (truth.version, truth.digest)
     return None if same else Difference.DIFFERENT
 

@@ -76,6 +76,14 @@ def verify(room: ServiceRoom) -> int:
     return mismatches
 
 
+def repair(room: ServiceRoom) -> int:
+    jobs = Jobs(database=room.service.database, stop=room.service.stop)
+    mismatches: int = Verification(service=room.service, jobs=jobs).run(Task(request=VerifyRequest(), repair=True))[
+        "mismatches"
+    ]
+    return mismatches
+
+
 def prune(room: ServiceRoom) -> int:
     return room.service.keeping.retention.turn()
 
@@ -111,6 +119,24 @@ def test_what_is_old_goes_and_everything_works_on_without_it(room: ServiceRoom) 
     room.wait_delivered(ALL + 50)
     assert verify(room) == 0
     assert int(room.asked("select count() from {d}.trades_log")[0][0]) == ALL + 50
+
+
+def test_a_row_that_stands_twice_in_the_state_is_single_again_though_its_change_is_gone(room: ServiceRoom) -> None:
+    grow_old(room, ALL)
+    write(room, 1250, 1250)
+    room.wait_delivered(ALL + 1)
+    verify(room)
+    room.client.xtrim("trades", maxlen=0, approximate=False)
+    wait_until(lambda: prune(room) == 0 and kept(room) == (ALL + 1, ALL + 1, 1), "all but the last change gone")
+    current = "select trade_id, n, _offset from trades order by all"
+    before = room.rows(current)
+    room.rows("insert into trades_state select * from trades_state where trade_id in ('T7', 'T8')")
+    room.rows(
+        "insert into trades_state by name select * replace (1 as n, 1 as _offset, 1 as _version) from trades_state where trade_id = 'T9'"
+    )
+    assert verify(room) == 3
+    assert repair(room) == 0
+    assert room.rows(current) == before
 
 
 def test_an_id_whose_change_is_gone_is_still_known(room: ServiceRoom) -> None:

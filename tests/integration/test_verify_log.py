@@ -82,6 +82,23 @@ def test_changes_doubled_in_the_log_are_single_again(room: VerifyRoom) -> None:
     assert room.whole_log() == before
 
 
+def test_changes_doubled_in_the_log_and_folded_leave_one_row_of_each_key(room: VerifyRoom) -> None:
+    """A fold between the damage and its repair takes both copies into T_state."""
+    offsets = [at for (at,) in room.session.rows("select _offset from trades order by 1 desc limit 3")]
+    room.service.upkeep.turn()
+    room.log_sql("update fold_positions set applied_offset = 0 where table_name = 'trades'")
+    room.log_sql(f"insert into change_log select * from change_log where log_offset in ({listed(offsets)})")
+    fold(room.session, room.service.catalog.current["trades"], room.service.changelog.head)
+    doubled = "select trade_id from trades_state group by 1 having count(*) > 1 order by 1"
+    keys = [key for (key,) in room.session.rows(doubled)]
+    assert len(keys) == 3
+    report = mended(room)
+    assert sorted((s.key, str(s.side), str(s.kind)) for s in of(report, "trades").state) == [
+        (key, "log", "doubled") for key in keys
+    ]
+    assert room.session.rows(doubled) == []
+
+
 def test_a_change_moved_to_another_table_comes_home(room: VerifyRoom) -> None:
     before = room.whole_log()
     [offset] = room.offsets("trades", 1)
