@@ -241,13 +241,17 @@ class RedisSource:
             raise SourceTurned(f"our group does not stand where it was left on {streams}")
 
     def _create_group(self, position: StreamPosition) -> None:
+        """A stream that does not exist yet is waited for; one that has come meanwhile may have our group."""
         command = ("XGROUP", "CREATE", position.stream, self.group, position.behind)
         counted = ("ENTRIESREAD", entries_passed(position)) if self._counts else ()
-        reply = _exchange(self._publisher, [(*command, *counted)])[0]
-        if not isinstance(reply, redis.ResponseError):
-            self.published[position.stream] = (position.stream_epoch, position.behind)
-        elif "requires the key" not in str(reply):  # a stream that does not exist yet is waited for
-            raise reply
+        made, found = _exchange(self._publisher, [(*command, *counted), ("XINFO", "GROUPS", position.stream)])
+        if "requires the key" in str(made):
+            return
+        if "BUSYGROUP" in str(made):
+            self._refuse_turned([position], [position.behind], [found], ())
+        else:
+            _answered(made)
+        self.published[position.stream] = (position.stream_epoch, position.behind)
 
     def _drop_publisher(self) -> None:
         if self._publisher is not None:
@@ -322,13 +326,9 @@ class RedisSource:
             connection = self._client.connection_pool.get_connection()
             try:
                 half = (count + 1) // 2
-                oldest, newest = _exchange(
-                    connection,
-                    [
-                        ("XRANGE", stream, "-", "+", "COUNT", half),
-                        ("XREVRANGE", stream, "+", "-", "COUNT", count - half),
-                    ],
-                )
+                first = ("XRANGE", stream, "-", "+", "COUNT", half)
+                last = ("XREVRANGE", stream, "+", "-", "COUNT", count - half)
+                oldest, newest = _exchange(connection, [first, last])
             finally:
                 self._client.connection_pool.release(connection)
             refuse_other_types([stream], [oldest])

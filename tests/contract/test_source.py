@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -103,6 +104,25 @@ def test_our_group_stands_on_a_stream_before_anything_is_read_from_it(near_end: 
     near_end.do("XADD", "trades", "0-7", "lower", "id")
     with pytest.raises(SourceTurned):
         near_end.source.publish([at(1, entries_read=1)], timeline=1, head=1)
+
+
+@pytest.mark.parametrize(("stands", "turned"), [("0-0", False), ("1-1", True)], ids=["where we are", "elsewhere"])
+def test_a_stream_that_comes_into_being_while_we_publish(
+    near_end: NearEnd, monkeypatch: pytest.MonkeyPatch, stands: str, turned: bool
+) -> None:
+    """The reading connection, or somebody else, puts our group on it between our two commands."""
+    create = RedisSource._create_group
+
+    def late(source: RedisSource, position: StreamPosition) -> None:
+        near_end.add(1, 2)
+        near_end.do("XGROUP", "CREATE", "trades", "replicator:main", stands)
+        create(source, position)
+
+    monkeypatch.setattr(RedisSource, "_create_group", late)
+    with pytest.raises(SourceTurned) if turned else nullcontext():
+        near_end.source.publish([START], timeline=1, head=0)
+    assert near_end.source.published == ({} if turned else {"trades": (1, "0-0")})
+    assert near_end.sighting().about.group_entry_id == stands
 
 
 def test_a_group_that_stands_elsewhere_is_not_taken_for_the_first(near_end: NearEnd) -> None:
