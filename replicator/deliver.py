@@ -18,8 +18,8 @@ from attrs import define, field, frozen
 
 from replicator.capture import CaptureProgress
 from replicator.database import Session, statement
-from replicator.deliver_failure import stop_lane
-from replicator.deliver_lane import RECOVERY, Circuit, Flush, LaneState, Outgoing, Redrive, Segment, Trial
+from replicator.deliver_failure import resume_redrives, stop_lane
+from replicator.deliver_lane import RECOVERY, Flush, LaneState, Outgoing, Redrive, Segment, Trial
 from replicator.deliver_outcome import take_outcome
 from replicator.deliver_pool import WorkerPool
 from replicator.deliver_record import Recorder, Sent
@@ -76,6 +76,8 @@ class Deliver:
     pool: WorkerPool = field(factory=lambda: WorkerPool(WORKERS))
     turn: threading.RLock = field(factory=threading.RLock)
     """Held while lanes change: whoever holds it sees all of them as they stand between two turns."""
+    _wanted: dict[int, str] = field(factory=dict)
+    """Parked ranges (by id) that somebody asked to have sent again, and who: a restart of the loop forgets none."""
     _scan_at: float = 0.0
     _idle_saved: int = 0
 
@@ -109,13 +111,14 @@ class Deliver:
     # ── start ──
 
     def load(self) -> None:
-        """Forget everything and ask the log: positions, frozen batches, open outages."""
+        """Forget everything but what was asked for, and ask the log: positions, frozen batches, open outages."""
         with self.turn:
             self._load()
 
     def _load(self) -> None:
-        self.loaded = False
-        self.scanned = 0
+        self.loaded, self.scanned = False, 0
+        asked = (each for state in self.lanes.values() for each in state.redrives if not each.is_probe)
+        self._wanted |= {each.failed.id: each.requested_by for each in asked}
         self.lanes.clear()
         self.recorder.forget()
         self.ledger.refresh(self.session)
@@ -131,10 +134,8 @@ class Deliver:
         self.scanned = self._idle_saved = min((state.scanned for state in self.lanes.values()), default=0)
         for lane, offsets, parked in self.ledger.bisected(self.session):
             self.state(lane).bisected, self.state(lane).parked_rows = offsets, parked
-        for failed in self.ledger.open_failures(self.session):
-            if failed.reason == "outage":
-                self.add_redrive(failed)
-                self.state(failed.lane).circuit = Circuit.OPEN
+        resume_redrives(self, self._wanted)
+        self._wanted.clear()
         self.state(GENERIC_LANE)
         self.loaded = True
 

@@ -7,6 +7,7 @@ ledger row before the checkpoint passes it, so that the ledger's union stays who
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import structlog
@@ -56,6 +57,16 @@ def after_failure(deliver: Deliver, state: LaneState, batch: Batch, redrive: Red
         _wait_or_park(deliver, state, batch, error)
     else:
         stop_lane(deliver, state, error)
+
+
+def resume_redrives(deliver: Deliver, wanted: Mapping[int, str]) -> None:
+    """What an outage has parked is tried until it succeeds; of the rest, what somebody asked for (by id: who)."""
+    for failed in deliver.ledger.open_failures(deliver.session):
+        if failed.reason == ParkReason.OUTAGE:
+            deliver.add_redrive(failed)
+            deliver.state(failed.lane).circuit = Circuit.OPEN
+        elif failed.id in wanted:
+            deliver.add_redrive(failed, requested_by=wanted[failed.id])
 
 
 def stop_lane(deliver: Deliver, state: LaneState, error: Exception, sentence: str = "") -> None:

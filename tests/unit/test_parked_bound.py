@@ -90,3 +90,16 @@ def test_rows_that_an_operator_tries_again_do_not_count_against_the_bound(
         room.until(lambda: not room.deliver.lanes["change_log"].redrives)
     assert not room.deliver.lanes["change_log"].stopped_reason
     assert [row[1] for row in room.failed()] == [3, 9]
+
+
+def test_what_an_operator_has_asked_for_outlasts_a_restart_of_the_loop(room: LogRoom, server: FakeClickHouse) -> None:
+    """Every comparison with a sink that was restarted or went back begins the loop anew."""
+    server.refuses = lambda offset: offset in (3, 9)
+    room.append(20)
+    room.until(delivered(room, server))
+    server.refuses = lambda offset: False
+    first, _ = room.ledger.open_failures(room.deliver.session)
+    room.deliver.add_redrive(first, requested_by="operator")
+    room.deliver.load()
+    room.until(lambda: not room.deliver.lanes["change_log"].redrives and room.failed()[0][4] == "resolved")
+    assert [row[4] for row in room.failed()] == ["resolved", "open"]
