@@ -16,7 +16,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -108,8 +108,9 @@ class Front:
                 tables = [self._spooled_table(request, *named, spooled) for named in form.files.items()]
                 statement = demand.statement
             else:
-                file, tables = spooled.enter_context(self._spool_file()), ()
-                statement = await _read(body, demand.statement, coding, file)
+                tables = ()
+                spool = Spool(lambda: spooled.enter_context(self._spool_file()))
+                statement = await _read(body, demand.statement, coding, spool)
             query = demand.query(statement, _first_word(statement), tables)
             format_name = output_format(statement) or demand.output_format
             if not demand.waits and not tables and joins_into_a_whole(query, format_name):
@@ -169,8 +170,27 @@ class Front:
         return PlainTextResponse(error.text + "\n", status_code=status, headers=headers)
 
 
-async def _read(body: AsyncIterator[bytes], head: bytes, coding: str, spooled: IO[bytes]) -> bytes:
-    """The statement to run. The inline data of an INSERT goes to the file ``spooled``, which the statement names."""
+class Spool:
+    """The file that an INSERT's inline data goes to, made when the first of it comes: most statements have none."""
+
+    def __init__(self, create: Callable[[], IO[bytes]]) -> None:
+        self._create = create
+        self._file: IO[bytes] | None = None
+
+    def write(self, data: bytes) -> None:
+        self._file = self._file or self._create()
+        self._file.write(data)
+
+    def name(self) -> str:
+        """Where the data lies, all of it."""
+        self.write(b"")
+        assert self._file is not None
+        self._file.flush()
+        return self._file.name
+
+
+async def _read(body: AsyncIterator[bytes], head: bytes, coding: str, spooled: Spool) -> bytes:
+    """The statement to run. The inline data of an INSERT is spooled to a file, which the statement names."""
     decode = decoder(coding)
     head = head + b"\n" if head else b""
     insert = split_insert(head, complete=False)
@@ -187,10 +207,7 @@ async def _read(body: AsyncIterator[bytes], head: bytes, coding: str, spooled: I
     decode.finish()
     if insert is Head.NEEDS_MORE:
         insert = _begin_insert(head, spooled, complete=True)
-    if not isinstance(insert, InlineInsert):
-        return head
-    spooled.flush()
-    return insert.from_file(spooled.name)
+    return insert.from_file(spooled.name()) if isinstance(insert, InlineInsert) else head
 
 
 async def _read_whole(body: AsyncIterator[bytes], coding: str) -> bytes:
@@ -207,7 +224,7 @@ def _check_size(statement: bytes) -> None:
         raise clickhouse_error(62, "SYNTAX_ERROR", f"Max query size exceeded ({STATEMENT_BYTES_MAX} bytes)")
 
 
-def _begin_insert(head: bytes, spooled: IO[bytes], *, complete: bool) -> InlineInsert | Head:
+def _begin_insert(head: bytes, spooled: Spool, *, complete: bool) -> InlineInsert | Head:
     insert = split_insert(head, complete=complete)
     if isinstance(insert, InlineInsert):
         spooled.write(head[insert.data_at :])
