@@ -1,6 +1,6 @@
 """How much of the service's own time readers' queries may take: judging them and handing over rows.
 
-Guarantees: while capture is busy, all queries together have at most a tenth of one core's time in the service's
+Guarantees: while capture is busy, all queries together have at most a twentieth of one core's time in the service's
 process; while it is not, they never wait. Busy is who has much to log, and who has more waiting than it comes to. What
 queries compute beside the service is last in line for the processor anyway.
 """
@@ -18,7 +18,7 @@ from replicator.capture import CaptureProgress
 
 BUSY_CHANGES_PER_SECOND = 50_000
 """Below this capture has time to spare."""
-REST_FACTOR = 9
+REST_FACTOR = 19
 SAMPLE_SECONDS = 0.25
 BUSY_SECONDS = 5.0
 """So long it counts as busy after the last sign of it: far behind, it commits but once in a while."""

@@ -9,11 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
+import hypothesis
 import pytest
 import redis
 
 from replicator.embedded.clickhouse import ClickHouse
 from replicator.embedded.valkey import Valkey
+
+hypothesis.settings.register_profile("suite", deadline=None)  # a machine may be busy
+hypothesis.settings.load_profile("suite")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Run in the background by a shell, the suite would hand down an ignored Ctrl-C to the commands it interrupts.
