@@ -8,12 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from replicator.client import KINDS, Client
+from replicator.client import KINDS, Client, ServiceUnavailable
 from replicator.errors import ReplicatorError
 
 MISMATCH = 4
 """The exit code where something does not agree."""
 POLL_SECONDS = 0.2
+ONWARD = {
+    "replay": "start the service again, and go on with `replicator replay --resume`",
+    "rebuild": "start the service again: it settles what was begun",
+}
+"""What to do where the service ended in the middle of something."""
 Show = Callable[[int, int, str], None]
 """Called with (rows done, rows to do, what is being done)."""
 
@@ -27,6 +32,11 @@ def follow(client: Client, verb: str, body: dict[str, Any], show: Show) -> dict[
             time.sleep(POLL_SECONDS)
             job = client.get(f"{path}/{job['id']}")
             show(job["rows"], job["rows_expected"], job["what"])
+    except ServiceUnavailable as error:
+        raise ServiceUnavailable(
+            f"the service ended, or answers no more, while it was at the {verb}: {error.message}",
+            hint=ONWARD.get(verb, "start the service again, and ask again"),
+        ) from error
     except KeyboardInterrupt:
         client.post(f"{path}/{job['id']}/cancel", {})
         raise
