@@ -230,3 +230,14 @@ def test_ruff_has_nothing_to_say(arguments: tuple[str, ...]) -> None:
     command = [sys.executable, "-m", "ruff", *arguments, "--quiet", *paths]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+TOOLS = [path for folder in ("bench", "soak") for path in sorted((ROOT / "ops" / folder).glob("*.py"))]
+
+
+def test_the_benchmarks_and_soaks_find_what_they_use() -> None:
+    """They run seldom, and for long: what they import from the product is renamed without them."""
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in TOOLS]
+    asked = "; ".join(f"import {name}" for name in names if not name.endswith("__main__"))
+    found = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 0 and len(names) > 20, found.stderr

@@ -25,8 +25,8 @@ from ops.bench.room import ROOT, Room, template
 from ops.bench.tables import MAKE_CHANGES
 from replicator.embedded.stack import Stack
 from replicator.replay_plan import ReplayRequest
-from replicator.running import sync_once
 from replicator.service import Service
+from replicator.service_alone import sync_once
 from replicator.service_job import Jobs
 from replicator.service_replay import Replaying, ReplayTask
 from replicator.service_restore import restore
