@@ -29,11 +29,8 @@ def test_a_kill_in_the_middle_is_resumed_by_command_and_the_service_shows_how_fa
     clickhouse_server.execute(f"alter table {clickhouse_database}.change_log drop column mine")
     clickhouse_server.execute(f"delete from {clickhouse_database}.change_log where 1")
     cut = replicator.command("replay", "--from", "1")
-    assert (cut.code, "while it was at the replay" in cut.err, "`replicator replay --resume`" in cut.err) == (
-        3,
-        True,
-        True,
-    )
+    assert cut.code == 3
+    assert "while it was at the replay" in cut.err and "`replicator replay --resume`" in cut.err
     replicator.wait()
     del replicator.environment["REPLICATOR_FAILPOINTS"]
     until(lambda: rows() == 100, "the insert before the kill has ended")

@@ -70,17 +70,12 @@ def grow_old(room: ServiceRoom, last: int) -> None:
     room.rows(f"update sync_batches set delivered_at = delivered_at - interval 2 hour where last_offset <= {last}")
 
 
-def verify(room: ServiceRoom) -> int:
-    jobs = Jobs(database=room.service.database, stop=room.service.stop)
-    mismatches: int = Verification(service=room.service, jobs=jobs).run(Task(request=VerifyRequest()))["mismatches"]
-    return mismatches
-
-
-def repair(room: ServiceRoom) -> int:
-    jobs = Jobs(database=room.service.database, stop=room.service.stop)
-    mismatches: int = Verification(service=room.service, jobs=jobs).run(Task(request=VerifyRequest(), repair=True))[
-        "mismatches"
-    ]
+def verify(room: ServiceRoom, *, repair: bool = False) -> int:
+    jobs, task = (
+        Jobs(database=room.service.database, stop=room.service.stop),
+        Task(request=VerifyRequest(), repair=repair),
+    )
+    mismatches: int = Verification(service=room.service, jobs=jobs).run(task)["mismatches"]
     return mismatches
 
 
@@ -135,7 +130,7 @@ def test_a_row_that_stands_twice_in_the_state_is_single_again_though_its_change_
         "insert into trades_state by name select * replace (1 as n, 1 as _offset, 1 as _version) from trades_state where trade_id = 'T9'"
     )
     assert verify(room) == 3
-    assert repair(room) == 0
+    assert verify(room, repair=True) == 0
     assert room.rows(current) == before
 
 
